@@ -1,0 +1,150 @@
+"""A recipe composes the parts of pretraining: who says z, what it passes through, what predicts.
+
+    policy        the policy says z from the present and the instruction; the frame loss trains it (LAWM)
+    inverse       a model that also sees the next frame says z; the policy clones it, stop-gradient
+    variational   that model is the posterior, the policy the learned prior, tied by a KL balanced on both
+                  sides; its limits are the two others
+
+Whatever the source, the world model sees frames and z, never the instruction, and predicts open loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lawm_policy.latent_actions.inverse import InverseConfig, InverseEncoder
+from lawm_policy.policies.baku import Baku, BakuConfig
+from lawm_policy.policies.heads import ChunkMixture
+from lawm_policy.types import Clip, UserError
+from lawm_policy.world_models.rssm import Rssm, RssmConfig
+
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    source: Literal["policy", "inverse", "variational"] = "inverse"
+    policy: BakuConfig = field(default_factory=BakuConfig)
+    inverse: InverseConfig = field(default_factory=InverseConfig)
+    world_model: RssmConfig = field(default_factory=RssmConfig)
+    clone: float = 1.0  # weight of the policy's likelihood of the chunk
+    choice: float = 0.1  # and of its choice among its components
+    latent_norm: float = 1e-3  # source policy: keeps z at a sane scale
+    posterior_kl: float = 1e-3  # source variational: pulls the posterior to the prior
+    prior_share: float = 0.3  # source variational: clips whose world model runs on the prior's z
+
+
+class PolicySource(nn.Module):
+    """z from (x_t, instruction): nothing of the future can leak into it."""
+
+    def __init__(self, cfg: RecipeConfig, policy: Baku):
+        super().__init__()
+        self.cfg, self.policy = cfg, policy
+
+    def infer(self, clip: Clip) -> tuple[Tensor, Losses]:
+        said = self.policy(clip.frames_BTVCHW[:, 0], clip.view_mask_BV, clip.text)
+        z_BTZ = said.mixture.likeliest()
+        return z_BTZ, {"latent_norm": self.cfg.latent_norm * z_BTZ.square().mean()}
+
+
+class InverseSource(nn.Module):
+    def __init__(self, cfg: RecipeConfig, policy: Baku):
+        super().__init__()
+        self.cfg, self.policy = cfg, policy
+        shape = cfg.policy
+        self.inverse = InverseEncoder(cfg.inverse, shape.size, len(shape.cameras), shape.latent)
+
+    def infer(self, clip: Clip) -> tuple[Tensor, Losses]:
+        if not self.training:  # the policy is not asked: z is what the inverse model read
+            return self.inverse.infer(clip)
+        features = self.inverse.features(clip)
+        z_BTZ, losses = self.inverse.bottleneck(features, clip)
+        said = self.policy(clip.frames_BTVCHW[:, 0], clip.view_mask_BV, clip.text).mixture
+        return z_BTZ, losses | self.clone(said, self.inverse.bottleneck.mean(features))
+
+    def clone(self, said: ChunkMixture, z_BTZ: Tensor) -> Losses:
+        losses = said.cloning_losses(z_BTZ.detach())
+        return {"clone": self.cfg.clone * losses["clone"], "choice": self.cfg.choice * losses["choice"]}
+
+
+class VariationalSource(InverseSource):
+    def infer(self, clip: Clip) -> tuple[Tensor, Losses]:
+        if not self.training:
+            return self.inverse.infer(clip)
+        features = self.inverse.features(clip)
+        mean_BTZ, log_std_BTZ = self.inverse.bottleneck.posterior(features)
+        noise_BTZ = torch.randn_like(mean_BTZ)
+        z_BTZ = mean_BTZ + log_std_BTZ.exp() * noise_BTZ
+        said = self.policy(clip.frames_BTVCHW[:, 0], clip.view_mask_BV, clip.text).mixture
+        losses = self.clone(said, mean_BTZ)
+
+        # Posterior to prior. The prior is held still, so that each side is pulled at its own rate.
+        assert said.log_std_Z is not None
+        prior = ChunkMixture(said.mean_BMKZ.detach(), said.log_weight_BM.detach(), said.log_std_Z.detach())
+        log_posterior = (-0.5 * noise_BTZ.square() - log_std_BTZ - 0.9189385).sum((1, 2))
+        divergence_B = log_posterior - prior.log_prob(z_BTZ)
+        losses["posterior_kl"] = (
+            self.cfg.posterior_kl * divergence_B.mean() / (z_BTZ.shape[1] * z_BTZ.shape[2])
+        )
+
+        # On some clips the world model runs on the prior's z, and the frame loss trains the policy as well:
+        # the component that the posterior points to, for another one would be told to say this future too.
+        share_BM = (said.log_weight_BM + said.component_log_prob(mean_BTZ.detach())).softmax(1)
+        component_B = torch.multinomial(share_BM.detach(), 1)[:, 0]
+        mean_prior_BTZ = said.take(component_B)
+        prior_BTZ = mean_prior_BTZ + said.log_std_Z.exp() * torch.randn_like(mean_prior_BTZ)
+        by_prior_B11 = torch.rand(len(z_BTZ), 1, 1, device=z_BTZ.device) < self.cfg.prior_share
+        return torch.where(by_prior_B11, prior_BTZ, z_BTZ), losses
+
+
+SOURCES: dict[str, Callable[[RecipeConfig, Baku], nn.Module]] = {
+    "policy": PolicySource,
+    "inverse": InverseSource,
+    "variational": VariationalSource,
+}
+
+
+class Recipe(nn.Module):
+    """`recipe(clip) -> losses`, whose "loss" is their sum. `encoder` says z, `policy` is what fine-tuning
+    starts from; with source `policy` they share their weights."""
+
+    def __init__(self, cfg: RecipeConfig):
+        super().__init__()
+        check(cfg)
+        self.cfg = cfg
+        self.policy = Baku(cfg.policy)
+        self.encoder = SOURCES[cfg.source](cfg, self.policy)
+        self.world_model = Rssm(cfg.world_model, cfg.policy.size, len(cfg.policy.cameras), cfg.policy.latent)
+
+    def forward(self, clip: Clip) -> Losses:
+        assert clip.frames_BTVCHW.shape[1] == self.cfg.policy.chunk + 1, (
+            "a clip holds one frame more than latents"
+        )
+        z_BTZ, losses = self.encoder.infer(clip)
+        losses = losses | self.world_model.loss(clip, z_BTZ)
+        return {
+            "loss": torch.stack(list(losses.values())).sum(),
+            **{k: v.detach() for k, v in losses.items()},
+        }
+
+
+def check(cfg: RecipeConfig) -> None:
+    if cfg.source != "policy" and not cfg.policy.density:
+        raise UserError(
+            f"expected policy.density=true with source '{cfg.source}', found false: a policy that clones latents "
+            "needs a density"
+        )
+    if cfg.source == "policy" and (cfg.policy.density or cfg.policy.components > 1):
+        raise UserError(
+            "expected policy.density=false and policy.components=1 with source 'policy', found "
+            f"{str(cfg.policy.density).lower()} and {cfg.policy.components}: the frame loss cannot train a density"
+        )
+    if cfg.source == "variational" and cfg.inverse.bottleneck.kind != "kl":
+        raise UserError(
+            "expected inverse.bottleneck.kind=kl with source 'variational', found "
+            f"'{cfg.inverse.bottleneck.kind}': the posterior must be a Gaussian"
+        )

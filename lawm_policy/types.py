@@ -1,0 +1,66 @@
+"""The values that stages pass to each other, and the legend of their shapes.
+
+Every tensor and array name ends in its shape:
+
+    B batch    T time (clip steps)    V view (camera)    C channel    H height    W width
+    K chunk (latents)    R commands in one latent    A action    Z latent    P proprioception
+    N samples
+
+Images are uint8 until they enter a network. Stored arrays are `..HWC`, network inputs `..CHW`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+class UserError(ValueError):
+    """A mistake of the person at the keyboard: one line saying what was expected, what was found
+    and what to do. The command line prints it and exits with status 2."""
+
+
+class Batch:
+    """Base of the dataclasses below: moves every tensor, leaves the rest alone."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        moved = {
+            f.name: value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
+            for f in fields(self)  # type: ignore[arg-type]
+            for value in [getattr(self, f.name)]
+        }
+        return type(self)(**moved)
+
+
+@dataclass(frozen=True)
+class Clip(Batch):
+    """A short piece of video at the latent rate: what world modelling needs, and no more."""
+
+    frames_BTVCHW: torch.Tensor  # uint8; an absent view is black
+    view_mask_BV: torch.Tensor  # bool; False where the view is absent
+    text: tuple[str, ...]  # length B; "" where there is no caption
+    embodiment_B: torch.Tensor  # int64; whose body moves (z is compared within one body only)
+
+
+@dataclass(frozen=True)
+class Demo(Batch):
+    """One moment of a labelled demonstration and the commands that followed it."""
+
+    frames_BVCHW: torch.Tensor  # uint8, the present views
+    view_mask_BV: torch.Tensor  # bool
+    state_BP: torch.Tensor  # float32, raw units
+    actions_BKRA: torch.Tensor  # float32, raw units: K latents of R commands
+    action_mask_BKR: torch.Tensor  # bool; False past the end of the episode
+    text: tuple[str, ...]
+
+
+class Observation(TypedDict):
+    """What a policy sees at run time: one moment, no batch dimension."""
+
+    images: dict[str, np.ndarray]  # camera name -> (H, W, 3) uint8
+    state: np.ndarray  # (P,) float32
+    instruction: str

@@ -1,0 +1,57 @@
+# Every target does the set-up it needs; a second run of `make setup` does nothing.
+#   make setup [TORCH=cuda] [ALL=1]   .venv with everything locked (ALL=1: ray and rerun too)
+#   make quickstart                   the whole story at toy size; ends in a report
+#   make check                        lint, types, quick tests: a few minutes
+#   make test                         every test but the long campaigns
+#   make acceptance                   the long campaigns, resumable
+#   make benchmarks                   the tables in benchmarks/README.md and README.md, from committed results
+#   make lock                         resolve requirements.lock again
+
+KEY := $(shell cat requirements.lock pyproject.toml tools/setup.sh | cksum | tr -d ' ')$(TORCH)$(ALL)
+STAMP := .venv/stamp-$(KEY)
+BIN := .venv/bin
+UV := uv==0.13.8
+CODE := lawm_policy tests benchmarks
+
+export TORCH ALL PYTHON
+# One thread a test worker: two workers that each start a thread a core only wait for each other.
+check test: export OMP_NUM_THREADS = 1
+.PHONY: setup quickstart check test acceptance benchmarks lock clean browser
+
+setup: $(STAMP)
+
+$(STAMP):
+	@tools/setup.sh
+	@rm -f .venv/stamp-* && touch $@
+
+quickstart: setup
+	@$(BIN)/lawm quickstart
+
+check: setup
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/pytest -q -n logical --maxprocesses 8 -m "not slow and not acceptance"
+
+test: setup browser
+	$(BIN)/pytest -n logical --maxprocesses 8 -m "not acceptance" --durations 15
+
+acceptance: setup browser
+	$(BIN)/pytest -m acceptance
+
+browser:
+	@tools/system_packages.sh browser
+
+benchmarks: setup
+	$(BIN)/python benchmarks/table.py
+
+lock: setup
+	$(BIN)/pip install --quiet $(UV)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group torch --generate-hashes \
+		--no-header --no-emit-index-url --upgrade --output-file requirements.lock pyproject.toml
+	@if grep -nE '^(torch|torchvision|triton|nvidia-|cuda-)|://' requirements.lock; then \
+		echo "requirements.lock must name no build of torch and no host"; exit 1; fi
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

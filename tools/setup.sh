@@ -1,0 +1,54 @@
+#!/bin/sh
+# Makes .venv: Python, the pinned torch, what requirements.lock says, and this package, editable.
+# TORCH=cpu|cuda (default: cuda where an NVIDIA GPU answers); ALL=1 adds the two large optional packages.
+set -eu
+cd "$(dirname "$0")/.."
+
+torch_version=2.13.0
+torch_cpu_index=https://download.pytorch.org/whl/cpu
+
+find_python() {
+    for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3}; do
+        if "$candidate" -c "import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))" \
+            2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "No Python 3.11 to 3.13 with venv was found. Debian: apt-get install python3-venv; or make setup PYTHON=..." >&2
+    exit 1
+}
+
+# Five seconds in all: SIGALRM also ends a name look-up that hangs.
+answers() { "$python" -c "import signal as s, sys, urllib.request as u; s.alarm(5); u.urlopen(sys.argv[1])" "$1" 2>/dev/null; }
+
+started=$(date +%s)
+python=$(find_python)
+PYTHON="$python" tools/system_packages.sh rendering
+
+if ! .venv/bin/python -c "import pip" 2>/dev/null; then
+    echo "Creating .venv with $($python --version)"
+    "$python" -m venv --clear .venv
+fi
+pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
+
+if [ -z "${TORCH:-}" ]; then
+    if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then TORCH=cuda; else TORCH=cpu; fi
+fi
+echo "Installing torch $torch_version ($TORCH)"
+if [ "$TORCH" = cpu ] && [ "$(uname)" = Linux ] && answers "$torch_cpu_index/torch/"; then
+    pip install --no-compile --no-deps --index-url "$torch_cpu_index" "torch==$torch_version"
+else
+    pip install --no-compile "torch==$torch_version"
+fi
+
+echo "Installing what requirements.lock says"
+if [ -n "${ALL:-}" ]; then left_out=none; else left_out="ray rerun-sdk"; fi
+awk -v left_out="$left_out" '
+    BEGIN { n = split(left_out, names, " "); for (i = 1; i <= n; i++) skipped[names[i]] = 1 }
+    /^[a-z0-9]/ { split($1, part, "=="); skip = part[1] in skipped }
+    !skip' requirements.lock >.venv/requirements.txt
+pip install --no-compile --no-deps --require-hashes -r .venv/requirements.txt
+pip install --no-deps --no-build-isolation --editable .
+
+echo "Ready after $(($(date +%s) - started)) s. Try: make quickstart, or .venv/bin/lawm doctor"

@@ -1,19 +1,20 @@
 # Every target does the set-up it needs; a second run of `make setup` does nothing.
-#   make setup [TORCH=cuda] [ALL=1]   .venv with everything locked (ALL=1: ray and rerun too)
-#   make quickstart                   the whole story at toy size; ends in a report
-#   make check                        lint, types, quick tests: a few minutes
-#   make test                         every test but the long campaigns
-#   make acceptance                   the long campaigns, resumable
-#   make benchmarks                   the tables in benchmarks/README.md and README.md, from committed results
-#   make lock                         resolve requirements.lock again
+#   make setup        .venv from requirements.lock; TORCH=cuda, EXTRAS="libero ray rerun" for more than the default
+#   make quickstart   the whole story at toy size; ends in a report
+#   make check        lint, types, quick tests: under three minutes
+#   make test         every test but the long campaigns
+#   make acceptance   the long campaigns, resumable
+#   make benchmarks   the tables in benchmarks/README.md and README.md, from the committed results
+#   make lock         resolve requirements.lock again
 
-KEY := $(shell cat requirements.lock pyproject.toml tools/setup.sh | cksum | tr -d ' ')$(TORCH)$(ALL)
-STAMP := .venv/stamp-$(KEY)
+empty :=
+LOCKED := $(shell cat requirements.lock pyproject.toml tools/setup.sh | cksum | tr -d ' ')
+STAMP := .venv/stamp-$(LOCKED)-$(subst $(empty) ,_,$(strip $(TORCH) $(EXTRAS)))
 BIN := .venv/bin
 UV := uv==0.13.8
 CODE := lawm_policy tests benchmarks
 
-export TORCH ALL PYTHON
+export TORCH EXTRAS PYTHON
 # One thread a test worker: two workers that each start a thread a core only wait for each other.
 check test: export OMP_NUM_THREADS = 1
 .PHONY: setup quickstart check test acceptance benchmarks lock clean browser
@@ -22,7 +23,7 @@ setup: $(STAMP)
 
 $(STAMP):
 	@tools/setup.sh
-	@rm -f .venv/stamp-* && touch $@
+	@find .venv -maxdepth 1 -name 'stamp-*' ! -name 'stamp-$(LOCKED)-*' -delete && touch $@
 
 quickstart: setup
 	@$(BIN)/lawm quickstart

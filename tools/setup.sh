@@ -1,11 +1,15 @@
 #!/bin/sh
 # Makes .venv: Python, the pinned torch, what requirements.lock says, and this package, editable.
-# TORCH=cpu|cuda (default: cuda where an NVIDIA GPU answers); ALL=1 adds the two large optional packages.
+# TORCH=cpu|cuda (default: cuda where an NVIDIA GPU answers). EXTRAS="libero ray rerun" adds what is locked with the
+# rest but large, and that the tabletop does not need.
 set -eu
 cd "$(dirname "$0")/.."
 
 torch_version=2.13.0
 torch_cpu_index=https://download.pytorch.org/whl/cpu
+large_libero="bddl easydict future llvmlite numba opencv-python-headless robosuite termcolor"
+large_ray="ray"
+large_rerun="rerun-sdk"
 
 find_python() {
     for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3}; do
@@ -43,7 +47,10 @@ else
 fi
 
 echo "Installing what requirements.lock says"
-if [ -n "${ALL:-}" ]; then left_out=none; else left_out="ray rerun-sdk"; fi
+left_out=
+case " ${EXTRAS:-} " in *" libero "*) ;; *) left_out="$left_out $large_libero" ;; esac
+case " ${EXTRAS:-} " in *" ray "*) ;; *) left_out="$left_out $large_ray" ;; esac
+case " ${EXTRAS:-} " in *" rerun "*) ;; *) left_out="$left_out $large_rerun" ;; esac
 awk -v left_out="$left_out" '
     BEGIN { n = split(left_out, names, " "); for (i = 1; i <= n; i++) skipped[names[i]] = 1 }
     /^[a-z0-9]/ { split($1, part, "=="); skip = part[1] in skipped }

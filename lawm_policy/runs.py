@@ -1,0 +1,142 @@
+"""Run folders: what may be written where, and what made it (versions, data, hardware)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lawm_policy
+from lawm_policy import config as configuration
+from lawm_policy.types import UserError
+
+PACKAGES = (
+    "accelerate", "av", "gymnasium", "h5py", "mujoco", "numpy", "pyarrow", "safetensors", "torch", "transformers",
+)  # fmt: skip
+CONFIG, VERSIONS = "config.yaml", "versions.json"
+
+
+def check_out(out: str | Path, *, resume: bool = False, force: bool = False) -> Path:
+    """Refuses an output folder that holds something, unless it is to be resumed or overwritten.
+
+    Writes nothing, so that a stage can call it first and still refuse its other arguments.
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"expected a folder for the output, found a file at {out}: give another --out")
+    if out.is_dir() and any(out.iterdir()):
+        if force and not (out / VERSIONS).is_file():
+            raise UserError(f"expected an output of this program at {out}, found other files: remove it or give another --out")
+        if not (resume or force):
+            raise UserError(f"expected a new folder at {out}, found files in it: give another --out, --resume or --force")
+    parent = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"expected a folder that can be written at {parent}, found it read-only: give another --out")
+    return out
+
+
+def open_run(
+    out: str | Path,
+    config: Any,
+    *,
+    data: Mapping[str, str] | None = None,
+    seeds: Mapping[str, int] | None = None,
+    resume: bool = False,
+    force: bool = False,
+) -> Path:
+    """Creates the folder with `config.yaml` and `versions.json`; a resumed run must ask for the same.
+
+    `data` maps each store's name to its fingerprint.
+    """
+    out = check_out(out, resume=resume, force=force)
+    if force and not resume and out.exists():
+        shutil.rmtree(out)
+    asked, fingerprints = configuration.to_dict(config), dict(data or {})
+    if (out / VERSIONS).is_file():
+        found = configuration.parse_yaml((out / CONFIG).read_text(encoding="utf-8"), str(out / CONFIG))
+        asked = configuration.parse_yaml(configuration.dump(config), "the configuration")
+        if key := configuration.difference(found, asked):
+            raise UserError(f"expected the configuration of {out} to resume it, found another {key}: give another --out")
+        if json.loads((out / VERSIONS).read_text(encoding="utf-8"))["data"] != fingerprints:
+            raise UserError(f"expected the data of {out} to resume it, found other data: give another --out")
+        return out
+    if resume and out.is_dir() and any(p.name not in (CONFIG,) and not p.name.startswith(".") for p in out.iterdir()):
+        raise UserError(f"expected a run at {out} to resume, found other files: give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / CONFIG, configuration.dump(config))
+    write_text(out / VERSIONS, json.dumps(versions(data=fingerprints, seeds=seeds), indent=1) + "\n")
+    return out
+
+
+def versions(*, data: Mapping[str, str] | None = None, seeds: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Everything that made a result: packages, commit, data, seeds, command line, hardware."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            packages[name] = None
+    return {
+        "lawm_policy": lawm_policy.__version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "packages": packages,
+        "data": dict(data or {}),
+        "seeds": dict(seeds or {}),
+        "command": " ".join(["lawm", *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "hardware": hardware(),
+    }
+
+
+def commit() -> str | None:
+    """The commit of the clone this runs from (`+` where files differ from it), None when installed."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    git = ["git", "-C", str(root)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode:  # a repository without a commit
+        return None
+    dirty = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True)
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores this process may use, memory, graphics card."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = models[0] if models else cpu
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpus: list[str] = []
+    if "torch" in sys.modules:  # without torch nothing used a GPU
+        cuda = sys.modules["torch"].cuda
+        gpus = [cuda.get_device_name(i) for i in range(cuda.device_count())]
+    return {"cpu": cpu, "cores": cores, "memory_gb": round(memory, 1), "gpus": gpus, "system": platform.platform()}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` atomically: a reader sees the old text or the new, also after a crash."""
+    descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    except BaseException:
+        os.unlink(aside)
+        raise

@@ -1,0 +1,238 @@
+"""What `fit` carries from step to step: averaged weights, random numbers, the optimiser, the logs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lawm_policy.types import UserError
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that learn at `lr_multiplier` times the rate of the rest."""
+
+    name: str
+    params: Sequence[nn.Parameter]
+    lr_multiplier: float = 1.0
+    weight_decay: float | None = None  # None: the configuration's
+
+
+def seed_everything(seed: int, step: int, rank: int) -> None:
+    """Makes all random numbers of one step a function of (seed, step, rank).
+
+    So the state of the generators need not be stored: a resumed run, or one that validated in
+    between, draws the same numbers.
+    """
+    words = np.random.SeedSequence((seed, step, rank)).generate_state(3)
+    torch.manual_seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    random.seed(int(words[2]))
+
+
+def lr_fraction(step: int, steps: int, warmup: int, schedule: str, final: float) -> float:
+    """The learning rate at `step` (1 is the first) as a fraction of its peak."""
+    if step <= warmup:
+        return step / warmup
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup) / max(steps - warmup, 1)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def make_optimizer(groups: Sequence[ParamGroup], lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW; vectors (biases, norms, embeddings of one row) are not decayed."""
+    made = []
+    for group in groups:
+        decay = weight_decay if group.weight_decay is None else group.weight_decay
+        params = [p for p in group.params if p.requires_grad]
+        for part, amount in (([p for p in params if p.ndim >= 2], decay), ([p for p in params if p.ndim < 2], 0.0)):
+            if part:
+                made.append({"params": part, "weight_decay": amount, "lr": lr, "lr_multiplier": group.lr_multiplier, "name": group.name})
+    if not made:
+        raise UserError("expected parameters to train, found none: unfreeze a part")
+    return torch.optim.AdamW(made, betas=(0.9, 0.95), fused=any(p.is_cuda for g in made for p in g["params"]))
+
+
+class Average:
+    """An exponential moving average of a module's parameters."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module, self.decay = module, decay
+        self.weights = {n: p.detach().clone() for n, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))  # the first steps are not worth remembering
+        own = [p.detach() for _, p in self.module.named_parameters()]
+        torch._foreach_lerp_(list(self.weights.values()), own, 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The module with averaged weights inside the block, with its own after it."""
+        kept = {n: p.detach().clone() for n, p in self.module.named_parameters()}
+        self._copy(self.weights)
+        try:
+            yield
+        finally:
+            self._copy(kept)
+
+    @torch.no_grad()
+    def _copy(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.module.named_parameters():
+            parameter.copy_(weights[name])
+
+
+class Prefetch:
+    """Runs `batches(i)` a few steps ahead in a thread; order and values are those of plain calls."""
+
+    def __init__(self, batches: Callable[[int], Any], start: int, stop: int, ahead: int = 2) -> None:
+        self._batches, self._next, self._stop = batches, start, stop
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._waiting: list[Future[Any]] = []
+        for _ in range(ahead):
+            self._submit()
+
+    def _submit(self) -> None:
+        if self._next < self._stop:
+            self._waiting.append(self._pool.submit(self._batches, self._next))
+            self._next += 1
+
+    def get(self) -> Any:
+        batch = self._waiting.pop(0).result()
+        self._submit()
+        return batch
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Log:
+    """`metrics.jsonl` (one line a record) and TensorBoard events; a resumed log ends at its step."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = run / "metrics.jsonl"
+        truncate_after(self.path, step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        split, step = record["split"], record["step"]
+        for key, value in record.items():
+            if isinstance(value, (int, float)) and key != "step":
+                self._board.add_scalar(f"{split}/{key}", value, step)
+
+    def sync(self) -> None:
+        """On the disk before a checkpoint that claims this step."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def truncate_after(path: Path, step: int) -> None:
+    """Drops records after `step` and a last line that a kill cut short."""
+    if not path.exists():
+        return
+    kept = 0
+    with path.open("r+b") as file:
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            kept += len(line)
+        file.truncate(kept)
+
+
+# Batches: dataclasses, mappings, tuples and tensors whose first dimension is the batch -----------
+
+
+def batch_length(batch: Any) -> int:
+    for value in _leaves(batch):
+        if isinstance(value, Tensor) and value.ndim:
+            return value.shape[0]
+    raise AssertionError("a batch without a tensor")
+
+
+def slice_batch(batch: Any, index: int, parts: int) -> Any:
+    """Part `index` of `parts` equal parts."""
+    if parts == 1:
+        return batch
+    length = batch_length(batch)
+    if length % parts:
+        raise UserError(f"expected a batch size that {parts} (processes x accumulate) divides, found {length}: change batch_size")
+    rows = slice(index * length // parts, (index + 1) * length // parts)
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.ndim:
+            return value[rows]
+        if isinstance(value, Mapping):
+            return {k: cut(v) for k, v in value.items()}
+        if isinstance(value, (tuple, list)) and len(value) == length:
+            return value[rows]
+        return value
+
+    return _map(batch, cut)
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    return _map(batch, lambda v: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v)
+
+
+def count_frames(batch: Any) -> int:
+    """Images in a batch: present views times their steps."""
+    mask = getattr(batch, "view_mask_BV", None)
+    if mask is None:
+        return 0
+    clips = getattr(batch, "frames_BTVCHW", None)
+    return int(mask.sum()) * (clips.shape[1] if clips is not None else 1)
+
+
+def keep_batch(batch: Any, folder: Path, step: int) -> Path:
+    """The batch as `batch-STEP.safetensors` with what is not a tensor in its metadata."""
+    from safetensors.torch import save_file
+
+    named = batch if isinstance(batch, Mapping) else vars(batch) if dataclasses.is_dataclass(batch) else {"batch": batch}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in named.items() if isinstance(v, Tensor)}
+    rest = {k: json.dumps(v, default=str) for k, v in named.items() if not isinstance(v, Tensor)}
+    path = folder / f"batch-{step:08d}.safetensors"
+    save_file(tensors, path, metadata=rest)
+    return path
+
+
+def _leaves(batch: Any) -> Iterator[Any]:
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        yield from (getattr(batch, f.name) for f in dataclasses.fields(batch))
+    elif isinstance(batch, Mapping):
+        yield from batch.values()
+    elif isinstance(batch, (tuple, list)):
+        yield from batch
+    else:
+        yield batch
+
+
+def _map(batch: Any, change: Callable[[Any], Any]) -> Any:
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return dataclasses.replace(batch, **{f.name: change(getattr(batch, f.name)) for f in dataclasses.fields(batch)})
+    if isinstance(batch, Mapping):
+        return {k: change(v) for k, v in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(change(v) for v in batch)
+    return change(batch)

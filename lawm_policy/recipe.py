@@ -9,7 +9,6 @@ Whatever the source, the world model sees frames and z, never the instruction, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -101,7 +100,7 @@ class VariationalSource(InverseSource):
         return torch.where(by_prior_B11, prior_BTZ, z_BTZ), losses
 
 
-SOURCES: dict[str, Callable[[RecipeConfig, Baku], nn.Module]] = {
+SOURCES: dict[str, type[PolicySource] | type[InverseSource]] = {
     "policy": PolicySource,
     "inverse": InverseSource,
     "variational": VariationalSource,
@@ -117,7 +116,7 @@ class Recipe(nn.Module):
         check(cfg)
         self.cfg = cfg
         self.policy = Baku(cfg.policy)
-        self.encoder = SOURCES[cfg.source](cfg, self.policy)
+        self.encoder: PolicySource | InverseSource = SOURCES[cfg.source](cfg, self.policy)
         self.world_model = Rssm(cfg.world_model, cfg.policy.size, len(cfg.policy.cameras), cfg.policy.latent)
 
     def forward(self, clip: Clip) -> Losses:
@@ -141,7 +140,7 @@ def check(cfg: RecipeConfig) -> None:
     if cfg.source == "policy" and (cfg.policy.density or cfg.policy.components > 1):
         raise UserError(
             "expected policy.density=false and policy.components=1 with source 'policy', found "
-            f"{str(cfg.policy.density).lower()} and {cfg.policy.components}: the frame loss cannot train a density"
+            f"{str(cfg.policy.density).lower()} and {cfg.policy.components}: the frame loss trains no density"
         )
     if cfg.source == "variational" and cfg.inverse.bottleneck.kind != "kl":
         raise UserError(

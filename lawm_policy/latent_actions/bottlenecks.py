@@ -4,7 +4,6 @@ z must say what moved and not what the next frame looks like."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,7 +55,7 @@ class KLBottleneck(nn.Module):
         return z_BTZ, {"kl": self.beta * kl.mean()}
 
 
-BOTTLENECKS: dict[str, Callable[[BottleneckConfig, int, int], nn.Module]] = {
+BOTTLENECKS: dict[str, type[KLBottleneck] | type[NoBottleneck]] = {
     "kl": KLBottleneck,
     "none": NoBottleneck,
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lawm_policy.latent_actions.bottlenecks import BOTTLENECKS, BottleneckConfig
+from lawm_policy.latent_actions.bottlenecks import BOTTLENECKS, BottleneckConfig, KLBottleneck, NoBottleneck
 from lawm_policy.layers import ConvNorm, masked_mean, mlp, stem_strides, to_unit
 from lawm_policy.types import Clip
 
@@ -37,7 +37,9 @@ class InverseEncoder(nn.Module):
         self.view_embedding_VD = nn.Parameter(0.02 * torch.randn(views, cfg.width))
         self.flat = nn.Linear(cfg.channels * cfg.grid**2, cfg.width)
         self.mix = nn.Sequential(nn.LayerNorm(cfg.width), mlp(cfg.width, cfg.width, cfg.width), nn.SiLU())
-        self.bottleneck = BOTTLENECKS[cfg.bottleneck.kind](cfg.bottleneck, cfg.width, latent)
+        self.bottleneck: KLBottleneck | NoBottleneck = BOTTLENECKS[cfg.bottleneck.kind](
+            cfg.bottleneck, cfg.width, latent
+        )
 
     def features(self, clip: Clip) -> Tensor:
         frames = to_unit(clip.frames_BTVCHW)

@@ -34,6 +34,7 @@ class BakuConfig:
 @dataclass(frozen=True)
 class PolicyOutput:
     mixture: ChunkMixture
+    query_BKD: Tensor  # one token a latent, for an action head that is not the latent one
     view_BVD: Tensor  # what the trunk saw, for the controller
 
 
@@ -62,7 +63,8 @@ class Baku(nn.Module):
         mask = self._may_look(view_mask_BV)
         for block in self.blocks:
             x_BND = block(x_BND, mask)
-        return PolicyOutput(self.head(self.norm(x_BND[:, 1 + v :])), view_BVD)
+        query_BKD = self.norm(x_BND[:, 1 + v :])
+        return PolicyOutput(self.head(query_BKD), query_BKD, view_BVD)
 
     def _may_look(self, view_mask_BV: Tensor) -> Tensor:
         """(B, 1, N, N): context sees the context, each query the context and the queries up to itself,

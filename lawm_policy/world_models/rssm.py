@@ -78,13 +78,12 @@ class Decoder(nn.Module):
         self.view_embedding_VD = nn.Parameter(0.02 * torch.randn(views, state))
         self.start = nn.Linear(state, c * 64)
         self.join = ConvNorm(2 * c, c, condition=state)
-        doublings = len(
-            stem_strides(size, 32)
-        )  # from 16 cells to half of `size`; the last one is a pixel shuffle
-        self.refine = nn.ModuleList(
-            ConvNorm(c if i == 0 else c // 2, c // 2, condition=state) for i in range(doublings)
-        )
-        self.paint = nn.Conv2d(c // 2, 16, 3, 1, 1)  # four sub-pixels of (mask, red, green, blue)
+        doublings = len(stem_strides(max(size, 32), 32))  # to half of `size`; the last is a pixel shuffle
+        self.refine = nn.ModuleList()
+        for _ in range(doublings):
+            self.refine.append(ConvNorm(c, cfg.channels // 2, condition=state))
+            c = cfg.channels // 2
+        self.paint = nn.Conv2d(c, 16, 3, 1, 1)  # four sub-pixels of (mask, red, green, blue)
         nn.init.normal_(self.paint.weight, std=0.01)
         nn.init.zeros_(self.paint.bias)
 
@@ -182,7 +181,7 @@ class Rssm(nn.Module):
     def _posterior_losses(
         self, first: RssmState, target: Tensor, z_BTZ: Tensor, steps: Tensor
     ) -> dict[str, Tensor]:
-        b, t, v = target.shape[:3]
+        b, t = target.shape[:2]
         mask_NV = first.view_mask_BV.repeat_interleave(t, dim=0)
         seen_BTD = self.encoder(target.flatten(0, 1), mask_NV)[0].view(b, t, -1)
         inputs_BTD = self.read_latent(z_BTZ)

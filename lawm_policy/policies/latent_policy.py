@@ -1,0 +1,159 @@
+"""The policy that acts: a trunk that says latents, a controller that decodes them to commands."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lawm_policy.controller import CONTROLLERS, ControllerConfig
+from lawm_policy.data.normalize import Normalization
+from lawm_policy.policies.baku import Baku, BakuConfig
+from lawm_policy.types import Demo, Observation, UserError
+
+
+@dataclass(frozen=True)
+class LatentPolicyConfig:
+    policy: BakuConfig = field(default_factory=BakuConfig)
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
+    head: Literal["controller", "fresh"] = (
+        "controller"  # fresh: commands from the query tokens, past the latents
+    )
+    execute: int = 2  # latents of each chunk that are executed before the next look
+    ensemble: float = 0.0  # temporal ensembling: rate of exp(-rate * age); 0 executes the newest chunk alone
+    sees: bool = True  # False: a blind policy, the control that every result needs
+    hears: bool = True  # False: no instruction
+    choice: float = 0.1  # weight of choosing the component of the mixture that fits
+    sharpness: float = 10.0  # how much better a component must fit to be held responsible
+
+
+class LatentPolicy(nn.Module):
+    def __init__(self, cfg: LatentPolicyConfig, normalization: Normalization, robot: dict[str, Any]):
+        super().__init__()
+        self.cfg, self.normalization, self.robot = cfg, normalization, robot
+        self.policy = Baku(cfg.policy)
+        said = cfg.policy.width if cfg.head == "fresh" else cfg.policy.latent
+        state, action = len(robot["state_names"]), len(robot["action_names"])
+        self.controller = CONTROLLERS[cfg.controller.kind](
+            cfg.controller, cfg.policy.chunk, said, state, action, cfg.policy.width
+        )
+        self.sha256 = ""  # of the checkpoint it came from
+        self.reset()
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return self.cfg.policy.cameras
+
+    @property
+    def size(self) -> int:
+        return self.cfg.policy.size
+
+    @property
+    def execute(self) -> int:
+        """Commands to execute before asking again."""
+        return self.cfg.execute * self.cfg.controller.commands_per_latent
+
+    def forward(self, demo: Demo) -> dict[str, Tensor]:
+        return self.loss(demo)
+
+    def loss(self, demo: Demo) -> dict[str, Tensor]:
+        """Masked L1 between normalised commands. Each component of a mixture is decoded and judged; the
+        ones that fit take the gradient and the choice moves towards them."""
+        commands_BMKRA, log_weight_BM = self._decode(demo, every_component=True)
+        target_BKRA = self.normalization.normalize_actions(demo.actions_BKRA, demo.state_BP)
+        mask_BMKRA = demo.action_mask_BKR[:, None, :, :, None].expand_as(commands_BMKRA).float()
+        error_BMKRA = (commands_BMKRA - target_BKRA[:, None]).abs() * mask_BMKRA
+        error_BM = error_BMKRA.sum((2, 3, 4)) / mask_BMKRA.sum((2, 3, 4)).clamp_min(1.0)
+        share_BM = (log_weight_BM - self.cfg.sharpness * error_BM).softmax(1).detach()
+        action = (share_BM * error_BM).sum(1).mean()
+        choice = -(share_BM * log_weight_BM).sum(1).mean()
+        chosen = error_BM.gather(1, log_weight_BM.argmax(1, keepdim=True)).mean()
+        return {
+            "loss": action + self.cfg.choice * choice,
+            "action": action.detach(),
+            "choice": choice.detach(),
+            "executed": chosen.detach(),  # the error of what would really be executed
+        }
+
+    @torch.no_grad()
+    def act(self, observation: Observation) -> np.ndarray:
+        """(K * R, A) commands, of which the first `execute` are for execution before the next look."""
+        commands_BMKRA, _ = self._decode(self._as_demo(observation), every_component=False)
+        state_BP = torch.as_tensor(observation["state"], dtype=torch.float32)[None]
+        actions = self.normalization.denormalize_actions(commands_BMKRA[:, 0], state_BP)[0]
+        return self._ensemble(actions.flatten(0, 1).numpy())
+
+    def reset(self) -> None:
+        """Forget the past: call at the start of each episode."""
+        self._past: deque[np.ndarray] = deque(maxlen=self.cfg.policy.chunk)
+
+    def _decode(self, demo: Demo, every_component: bool) -> tuple[Tensor, Tensor]:
+        frames = demo.frames_BVCHW if self.cfg.sees else torch.zeros_like(demo.frames_BVCHW)
+        text = demo.text if self.cfg.hears else ("",) * len(demo.text)
+        said = self.policy(frames, demo.view_mask_BV, text)
+        state_BP = self.normalization.normalize_state(demo.state_BP)
+        if self.cfg.head == "fresh":
+            said_BMKZ = said.query_BKD[:, None]
+            log_weight_BM = said_BMKZ.new_zeros(len(text), 1)
+        elif every_component:
+            said_BMKZ, log_weight_BM = said.mixture.mean_BMKZ, said.mixture.log_weight_BM
+        else:
+            said_BMKZ = said.mixture.likeliest()[:, None]
+            log_weight_BM = said_BMKZ.new_zeros(len(text), 1)
+        m = said_BMKZ.shape[1]
+        commands = self.controller(
+            said_BMKZ.flatten(0, 1),
+            state_BP.repeat_interleave(m, dim=0),
+            said.view_BVD.repeat_interleave(m, dim=0),
+            demo.view_mask_BV.repeat_interleave(m, dim=0),
+        )
+        return commands.unflatten(0, (-1, m)), log_weight_BM
+
+    def _as_demo(self, observation: Observation) -> Demo:
+        missing = [name for name in self.cameras if name not in observation["images"]]
+        if missing:
+            raise UserError(
+                f"expected images from {', '.join(self.cameras)}, found {', '.join(observation['images']) or 'none'}: "
+                "give the policy the cameras that it was trained with"
+            )
+        views = [np.ascontiguousarray(observation["images"][name]) for name in self.cameras]
+        expected = (self.size, self.size, 3)
+        for name, view in zip(self.cameras, views, strict=True):
+            if view.shape != expected or view.dtype != np.uint8:
+                raise UserError(
+                    f"expected camera '{name}' as {expected} uint8, found {view.shape} {view.dtype}: resize it first"
+                )
+        state_BP = torch.as_tensor(observation["state"], dtype=torch.float32)[None]
+        k, r, a = (
+            self.cfg.policy.chunk,
+            self.cfg.controller.commands_per_latent,
+            len(self.robot["action_names"]),
+        )
+        return Demo(
+            frames_BVCHW=torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)[None],
+            view_mask_BV=torch.ones(1, len(views), dtype=torch.bool),
+            state_BP=state_BP,
+            actions_BKRA=torch.zeros(1, k, r, a),
+            action_mask_BKR=torch.zeros(1, k, r, dtype=torch.bool),
+            text=(observation["instruction"],),
+        )
+
+    def _ensemble(self, chunk_NA: np.ndarray) -> np.ndarray:
+        """Average this chunk with what earlier ones said of the same moments, the oldest weighing most
+        (as in ACT): it smooths the seams between chunks."""
+        if not self.cfg.ensemble:
+            return chunk_NA
+        self._past.append(chunk_NA)
+        total = np.zeros_like(chunk_NA)
+        weight_N1 = np.zeros((len(chunk_NA), 1), dtype=chunk_NA.dtype)
+        for i, past_NA in enumerate(self._past):
+            offset = (len(self._past) - 1 - i) * self.execute
+            rows = max(len(chunk_NA) - offset, 0)
+            weight = np.float32(np.exp(-self.cfg.ensemble * i))
+            total[:rows] += weight * past_NA[offset : offset + rows]
+            weight_N1[:rows] += weight
+        return total / weight_N1

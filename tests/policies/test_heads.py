@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lawm_policy.policies.heads import ChunkHead, ChunkMixture
+
+
+def mixture(log_std: float = -1.0) -> ChunkMixture:
+    means = torch.stack([torch.zeros(4, 2, 3), torch.ones(4, 2, 3)], dim=1)
+    weights = torch.tensor([[0.3, 0.7]]).log().repeat(4, 1)
+    return ChunkMixture(means, weights, torch.full((3,), log_std))
+
+
+def test_the_likeliest_is_a_whole_component_and_not_a_mean() -> None:
+    assert torch.equal(mixture().likeliest(), torch.ones(4, 2, 3))
+
+
+def test_log_prob_agrees_with_torch_distributions() -> None:
+    d = torch.distributions
+    m = mixture()
+    z = torch.randn(4, 2, 3)
+    components = d.Independent(d.Normal(m.mean_BMKZ, m.log_std_Z.exp()), 2)
+    expected = d.MixtureSameFamily(d.Categorical(logits=m.log_weight_BM), components).log_prob(z)
+    torch.testing.assert_close(m.log_prob(z), expected)
+
+
+def test_cloning_two_futures_keeps_both() -> None:
+    """A head that regresses says the mean of two futures; the mixture says one of them."""
+    torch.manual_seed(0)
+    head = ChunkHead(width=8, latent=2, components=2, density=True)
+    query = torch.randn(1, 3, 8)
+    optimiser = torch.optim.Adam(head.parameters(), 0.03)
+    for _ in range(300):
+        sign = torch.randint(0, 2, (64, 1, 1)) * 2.0 - 1.0
+        said = head(query.expand(64, -1, -1))
+        loss = sum(said.cloning_losses(sign.expand(64, 3, 2)).values())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    said = head(query)
+    assert float(said.likeliest().detach().abs().min()) > 0.9
+    assert sorted(said.mean_BMKZ.mean((0, 2, 3)).sign().tolist()) == [-1.0, 1.0]
+    torch.testing.assert_close(said.log_weight_BM.exp(), torch.full((1, 2), 0.5), atol=0.15, rtol=0)
+
+
+def test_a_sample_carries_gradient_to_the_mean_it_came_from() -> None:
+    means = torch.zeros(64, 2, 2, 3, requires_grad=True)
+    ChunkMixture(
+        means, torch.tensor([[0.5, 0.5]]).log().repeat(64, 1), torch.zeros(3)
+    ).sample().sum().backward()
+    touched = means.grad.abs().sum((2, 3)) > 0
+    assert bool((touched.sum(1) == 1).all()) and bool(touched.any(0).all())
+
+
+def test_regression_has_no_density() -> None:
+    said = ChunkHead(8, 2, components=1, density=False)(torch.randn(1, 3, 8))
+    with pytest.raises(AssertionError):
+        said.cloning_losses(torch.zeros(1, 3, 2))

@@ -1,0 +1,151 @@
+"""The gates that every recipe passes, on made-up clips; on real ones in test_gates.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+from lawm_policy.recipe import Recipe, RecipeConfig
+from lawm_policy.types import UserError
+
+SOURCES = tuple(tiny.RECIPES)
+
+
+def build(source: str, seed: int = 0) -> Recipe:
+    torch.manual_seed(seed)
+    return Recipe(tiny.RECIPES[source])
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_tensor_learns_from_one_camera_videos(source: str) -> None:
+    """Gate 1: the released LAWM code detaches its policy from the loss; here nothing may be left out."""
+    recipe = build(source)
+    recipe(tiny.clip(8, views=(True, False)))["loss"].backward()
+    silent = [n for n, p in recipe.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not silent
+
+
+def test_every_chunk_index_learns_from_the_frame_loss() -> None:
+    recipe = build("policy")
+    clip = tiny.clip(4)
+    z_BTZ, _ = recipe.encoder.infer(clip)
+    z_BTZ.retain_grad()
+    recipe.world_model.loss(clip, z_BTZ)["frames"].backward()
+    assert z_BTZ.grad is not None
+    assert bool((z_BTZ.grad.abs().sum((0, 2)) > 0).all())
+
+
+@pytest.mark.parametrize("source", ["inverse", "variational"])
+def test_cloning_reaches_every_chunk_index_and_stops_at_the_latents(source: str) -> None:
+    recipe = build(source)
+    clip = tiny.clip(4)
+    said = recipe.policy(clip.frames_BTVCHW[:, 0], clip.view_mask_BV, clip.text).mixture
+    said.mean_BMKZ.retain_grad()
+    target = torch.randn(4, tiny.CHUNK, 8, requires_grad=True)
+    sum(said.cloning_losses(target.detach()).values()).backward()
+    assert bool((said.mean_BMKZ.grad.abs().sum((0, 1, 3)) > 0).all())
+    said = recipe.policy(clip.frames_BTVCHW[:, 0], clip.view_mask_BV, clip.text).mixture
+    recipe.encoder.clone(said, target)["clone"].backward()
+    assert target.grad is None
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_what_comes_after_t_never_reaches_the_open_loop_path(source: str) -> None:
+    """Noise in place of every frame after t, z held: predictions are the same bits."""
+    recipe = build(source).eval()
+    clip = tiny.clip(4)
+    frames = clip.frames_BTVCHW.clone()
+    frames[:, 1:] = torch.randint(0, 255, frames[:, 1:].shape).to(torch.uint8)
+    noisy = replace(clip, frames_BTVCHW=frames)
+    with torch.no_grad():
+        z_BTZ, _ = recipe.encoder.infer(clip)
+        films = []
+        for c in (clip, noisy):
+            state = recipe.world_model.encode(c.frames_BTVCHW[:, 0], c.view_mask_BV)
+            films.append(recipe.world_model.decode(recipe.world_model.rollout(state, z_BTZ)))
+        if source == "policy":  # here even z must not notice
+            assert torch.equal(z_BTZ, recipe.encoder.infer(noisy)[0])
+    assert torch.equal(*films)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_latent_touches_only_the_frames_after_it(source: str) -> None:
+    recipe = build(source).eval()
+    with torch.no_grad():
+        recipe.world_model.decoder.paint.weight.normal_()  # a fresh decoder paints x_t and would hide it
+    clip = tiny.clip(4)
+    state = recipe.world_model.encode(clip.frames_BTVCHW[:, 0], clip.view_mask_BV)
+    z_BTZ = torch.randn(4, tiny.CHUNK, 8)
+    before = recipe.world_model.decode(recipe.world_model.rollout(state, z_BTZ))
+    for k in range(tiny.CHUNK):
+        changed = z_BTZ.clone()
+        changed[:, k] += 1.0
+        after = recipe.world_model.decode(recipe.world_model.rollout(state, changed))
+        assert torch.equal(after[:, :k], before[:, :k])
+        assert not torch.equal(after[:, k], before[:, k])
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_world_model_never_hears_the_instruction(source: str) -> None:
+    recipe = build(source).eval()
+    clip = tiny.clip(4)
+    z_BTZ = torch.randn(4, tiny.CHUNK, 8)
+    other = replace(clip, text=("something else",) * 4)
+    with torch.no_grad():
+        losses = [recipe.world_model.loss(c, z_BTZ)["frames"] for c in (clip, other)]
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("source", ["inverse", "variational"])
+def test_the_inverse_model_never_hears_it_either(source: str) -> None:
+    recipe = build(source).eval()
+    clip = tiny.clip(4)
+    other = replace(clip, text=("something else",) * 4)
+    assert torch.equal(recipe.encoder.infer(clip)[0], recipe.encoder.infer(other)[0])
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_an_absent_view_changes_nothing_for_the_present_one(source: str) -> None:
+    recipe = build(source).eval()
+    clip = tiny.clip(4, views=(True, False))
+    frames = clip.frames_BTVCHW.clone()
+    frames[:, :, 1] = 200
+    with torch.no_grad():
+        a, b = (recipe.encoder.infer(c)[0] for c in (clip, replace(clip, frames_BTVCHW=frames)))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_training_lowers_the_loss_and_z_comes_to_matter(source: str) -> None:
+    recipe = build(source)
+    optimiser = torch.optim.AdamW(recipe.parameters(), 3e-3)
+    clips = [tiny.clip(16, seed=seed) for seed in range(4)]
+    first = last = 0.0
+    for step in range(60):
+        losses = recipe(clips[step % 4])
+        optimiser.zero_grad()
+        losses["loss"].backward()
+        optimiser.step()
+        first, last = (
+            (first + float(losses["frames"]) / 4, last) if step < 4 else (first, float(losses["frames"]))
+        )
+    assert last < 0.6 * first
+
+
+def test_a_recipe_that_cannot_train_is_refused() -> None:
+    for wrong in (
+        RecipeConfig(source="policy"),
+        RecipeConfig(source="inverse", policy=replace(tiny.POLICY, density=False)),
+        replace(
+            tiny.RECIPES["variational"],
+            inverse=replace(
+                tiny.RECIPES["variational"].inverse,
+                bottleneck=replace(tiny.RECIPES["variational"].inverse.bottleneck, kind="none"),
+            ),
+        ),
+    ):
+        with pytest.raises(UserError, match="expected"):
+            Recipe(wrong)

@@ -1,0 +1,288 @@
+"""What makes two evaluations comparable: the grid of episodes, the rules they are played by, and
+the records they leave. Every suite shares this file; `SUITES` says what differs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+from typing import Protocol as Interface
+
+import numpy as np
+
+from lawm_policy.config import nearest
+from lawm_policy.sim.workers import load_function
+from lawm_policy.stats import wilson
+from lawm_policy.types import UserError
+
+SPLITS = {"val": 100_000, "test": 200_000}  # where the seeds of initial states begin
+EPISODES, SUMMARY, VIDEO = "episodes.jsonl", "summary.json", "video"
+
+
+class Episode(NamedTuple):
+    """One cell of the grid: `init_state` seeds the scene, `seed` the policy's own draws."""
+
+    task: str
+    init_state: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of episodes.jsonl. `success` is null where an error kept the episode from ending."""
+
+    suite: str
+    task: str
+    init_state: int
+    seed: int
+    success: bool | None
+    steps: int
+    error: str | None
+    seconds: float
+    checkpoint_sha256: str
+    instruction: str = ""
+
+    @property
+    def episode(self) -> Episode:
+        return Episode(self.task, self.init_state, self.seed)
+
+
+class Actor(Interface):
+    """What an evaluation needs of a policy."""
+
+    cameras: tuple[str, ...]
+    size: int  # pixels
+    execute: int  # commands to execute before asking again
+    robot: Mapping[str, Any] | None  # the card of the robot it commands
+    sha256: str
+
+    def act(self, observation: Any) -> np.ndarray: ...  # (n, A)
+
+    def reset(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A family of tasks with one way to build its environment."""
+
+    name: str
+    limits: dict[str, int]  # task -> control steps
+    held_out: tuple[str, ...]  # tasks that pretraining never saw
+    make: Callable[..., Any]  # (embodiment, command, size, cameras, distractors, images) -> gymnasium.Env
+    cameras: tuple[str, ...]
+    simulators: tuple[str, ...]  # packages whose version changes the physics
+    settle_steps: int = 0
+
+
+def tabletop() -> Suite:
+    from lawm_policy.sim.tabletop_env import TabletopEnv
+    from lawm_policy.sim.tabletop_tasks import TASKS
+
+    return Suite(
+        name="tabletop",
+        limits={name: task.step_limit for name, task in TASKS.items()},
+        held_out=tuple(name for name, task in TASKS.items() if task.held_out),
+        make=TabletopEnv,
+        cameras=("front", "wrist"),
+        simulators=("lawm-policy", "mujoco"),
+    )
+
+
+SUITES: dict[str, Callable[[], Suite]] = {"tabletop": tabletop}
+
+
+def suite_named(name: str) -> Suite:
+    """A suite of ours by name, or anyone's by "module:function"."""
+    if ":" in name:
+        return load_function(name)()
+    if name not in SUITES:
+        raise UserError(f"expected a suite, found {name!r}: {nearest(name, list(SUITES))}")
+    return SUITES[name]()
+
+
+def describe(suite: Suite, actor: Actor, card: Mapping[str, Any], execute: int, distractors: int) -> dict:
+    """The protocol: two evaluations whose protocols differ measure different things."""
+    return {
+        "suite": suite.name,
+        "limits": suite.limits,
+        "held_out": list(suite.held_out),
+        "settle_steps": suite.settle_steps,
+        "cameras": list(actor.cameras),
+        "resolution": actor.size,
+        "flip": False,
+        "execute": execute,
+        "control": {key: card.get(key) for key in ("embodiment", "command", "rate")},
+        "visuals": {"distractors": distractors},
+        "versions": {name: version(name) for name in suite.simulators},
+    }
+
+
+def difference(a: Any, b: Any, path: str = "") -> str | None:
+    """The first key in which two protocols differ, as "visuals.distractors: 0 and 2"."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for key in sorted({*a, *b}):
+            found = difference(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
+            if found:
+                return found
+        return None
+    return None if a == b else f"{path}: {json.dumps(a)} and {json.dumps(b)}"
+
+
+def grid(tasks: Sequence[str], episodes: int, first: int, seed: int) -> list[Episode]:
+    """Initial state by initial state, so that an unfinished run covers all tasks alike."""
+    return [Episode(task, first + i, seed) for i in range(episodes) for task in tasks]
+
+
+def play(
+    env: Any,
+    actor: Actor,
+    episode: Episode,
+    *,
+    execute: int,
+    limit: int,
+    blind: bool = False,
+    no_language: bool = False,
+    watch: Callable[[int], None] | None = None,
+) -> tuple[bool, int, str]:
+    """One episode: success, control steps, the instruction that was given.
+
+    Whole chunks are executed and only the frame that the policy sees next is rendered. `watch` is
+    called after each step for filming; it must not touch the simulation.
+    """
+    _seed(episode)
+    width = env.action_space.shape[0]
+    env.render_now = True
+    observation, info = env.reset(seed=episode.init_state, options={"task": episode.task})
+    actor.reset()
+    instruction = "" if no_language else str(info["instruction"])
+    steps = 0
+    if watch:
+        watch(0)
+    while True:
+        images = observation["images"]
+        if blind:
+            images = {name: np.zeros_like(image) for name, image in images.items()}
+        chunk_NA = check_chunk(
+            actor.act({"images": images, "state": observation["state"], "instruction": instruction}),
+            execute,
+            width,
+        )
+        for k in range(execute):
+            env.render_now = k == execute - 1
+            observation, _, terminated, truncated, info = env.step(chunk_NA[k])
+            steps += 1
+            if watch:
+                watch(steps)
+            if terminated or truncated or steps >= limit:
+                return bool(info["success"]), steps, instruction
+
+
+def check_chunk(chunk_NA: Any, execute: int, width: int) -> np.ndarray:
+    """The commands, or an error that says what is wrong with them."""
+    chunk_NA = np.asarray(chunk_NA)
+    if chunk_NA.ndim != 2 or chunk_NA.shape[0] < execute or chunk_NA.shape[1] != width:
+        raise ValueError(f"expected commands of shape (>={execute}, {width}), found {chunk_NA.shape}")
+    bad = ~np.isfinite(chunk_NA[:execute])
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(f"expected finite commands, found {chunk_NA[row, column]} at [{row}, {column}]")
+    return chunk_NA.astype(np.float32)
+
+
+def _seed(episode: Episode) -> None:
+    """A policy that draws, draws the same whichever worker plays the episode, and after whatever."""
+    value = zlib.crc32("/".join(map(str, episode)).encode())
+    np.random.seed(value)  # noqa: NPY002 (a policy may use it; ours do not)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(value)
+
+
+# --- records ------------------------------------------------------------------------------------
+
+
+def append(descriptor: int, record: Record) -> None:
+    """One line, on the disk when this returns."""
+    line = json.dumps(asdict(record), allow_nan=False) + "\n"
+    os.write(descriptor, line.encode())
+    os.fsync(descriptor)
+
+
+def read(folder: Path) -> list[Record]:
+    """The records of an evaluation. A last line that a kill cut short is left out."""
+    path = folder / EPISODES
+    if not path.is_file():
+        raise UserError(
+            f"expected an evaluation in {folder}, found no {EPISODES}: run `lawm eval --out` first"
+        )
+    *lines, _ = path.read_bytes().split(b"\n")
+    known = {f.name for f in fields(Record)}
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found = json.loads(line)
+            records.append(Record(**{key: value for key, value in found.items() if key in known}))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"expected an episode in {path} line {number}, found {line[:40]!r} ({error})"
+            ) from None
+    return records
+
+
+def write_atomically(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.writing")
+    with open(aside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    path = folder / SUMMARY
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"expected an evaluation in {folder}, found no {SUMMARY}: run `lawm eval --out` first"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"expected JSON in {path}, found something else ({error}): evaluate again") from None
+    if not isinstance(found, dict) or "protocol" not in found:
+        raise UserError(f"expected an evaluation's summary in {path}, found no protocol: evaluate again")
+    return found
+
+
+def count(records: Iterable[Record]) -> dict[str, Any]:
+    """Successes with a Wilson interval; errors apart, they are nobody's failure."""
+    records = list(records)
+    ended = [r for r in records if r.error is None]
+    rate = wilson(sum(bool(r.success) for r in ended), len(ended))
+    return {
+        "episodes": len(ended),
+        "successes": sum(bool(r.success) for r in ended),
+        "rate": rate.value if ended else None,
+        "low": rate.low,
+        "high": rate.high,
+        "errors": len(records) - len(ended),
+    }
+
+
+def summarize(records: Sequence[Record], held_out: Sequence[str]) -> dict[str, Any]:
+    """Over all, over tasks seen in pretraining and held out, and per task (sorted: any order in, one out)."""
+    tasks = sorted({r.task for r in records})
+    apart = set(held_out)
+    return {
+        "all": count(records),
+        "seen": count(r for r in records if r.task not in apart),
+        "held_out": count(r for r in records if r.task in apart),
+        "tasks": {
+            task: {**count(r for r in records if r.task == task), "held_out": task in apart} for task in tasks
+        },
+    }

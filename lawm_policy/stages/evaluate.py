@@ -1,0 +1,370 @@
+"""`lawm eval`: success rates over an explicit grid of episodes.
+
+    lawm eval runs/finetuned --suite tabletop --episodes 20 --workers 2 --out evals/finetuned
+
+The grid is (task, initial state, seed). Each episode depends on its cell alone: a worker has its
+own simulator and its own policy (one thread, batch 1), so the number of workers changes nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from lawm_policy.console import progress, say
+from lawm_policy.sim import protocol
+from lawm_policy.sim.protocol import (
+    EPISODES,
+    SPLITS,
+    SUMMARY,
+    VIDEO,
+    Actor,
+    Episode,
+    Record,
+    Suite,
+    suite_named,
+)
+from lawm_policy.sim.workers import load_function, run_jobs
+from lawm_policy.types import UserError
+
+FILM_HZ, FILM_PIXELS = 10, 128
+
+
+@dataclass(frozen=True)
+class EvaluateArgs:
+    """Success rates of a policy over an explicit grid of episodes."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of a fine-tuned run, or of one checkpoint."""
+    out: Path
+    """Folder for episodes.jsonl, summary.json and video/."""
+    suite: str = "tabletop"
+    """Family of tasks, by name or as "module:function" that makes a `Suite`."""
+    tasks: str = "all"
+    """Names of tasks, separated by commas; or all, seen, held-out."""
+    episodes: int = 20
+    """Initial states a task."""
+    split: Literal["val", "test"] = "test"
+    """Which initial states: val (to choose with) or test (to report)."""
+    seed_base: int | None = None
+    """First initial state; overrides --split."""
+    seed: int = 0
+    """Seed of the policy's own draws."""
+    workers: int = 2
+    """Processes; 0 plays in this one, for a debugger."""
+    execute: int | None = None
+    """Commands of each chunk to execute; the policy's own number when not given."""
+    distractors: int = 0
+    """Moving objects that have nothing to do with the task."""
+    blind: bool = False
+    """Black images: what does the policy do without eyes?"""
+    no_language: bool = False
+    """Empty instructions."""
+    video: int = 0
+    """Films of this many episodes a task."""
+    job_seconds: float = 600.0
+    """An episode that takes longer counts as a hung worker."""
+    resume: bool = False
+    """Go on with an unfinished evaluation; plays what is missing and what ended in an error."""
+    force: bool = False
+    """Replace an evaluation in --out."""
+    policy_factory: str = "lawm_policy.policies.loading:load_policy"
+    """"module:function" that makes a policy from RUN; for policies that are not checkpoints."""
+
+
+def run(args: EvaluateArgs) -> int:
+    """Plays what is missing of the grid. 1 when an episode ended in an error, which is never a failure."""
+    _check(args)
+    suite = suite_named(args.suite)
+    tasks = choose_tasks(suite, args.tasks)
+    first = SPLITS[args.split] if args.seed_base is None else args.seed_base
+    cells = protocol.grid(tasks, args.episodes, first, args.seed)
+    actor: Actor = load_function(args.policy_factory)(args.run)
+    execute = args.execute or actor.execute
+    card = check_match(suite, actor)
+    summary = {
+        "protocol": protocol.describe(suite, actor, card, execute, args.distractors),
+        "policy": {
+            "run": args.run,
+            "checkpoint_sha256": actor.sha256,
+            "factory": args.policy_factory,
+            "blind": args.blind,
+            "no_language": args.no_language,
+            "robot": card,
+        },
+        "grid": {"tasks": tasks, "episodes": args.episodes, "first": first, "seed": args.seed},
+    }
+    began = time.time()
+    with _open(args, summary, cells) as (descriptor, done):
+        missing = [cell for cell in cells if cell not in {r.episode for r in done}]
+        arguments = {
+            "run": args.run,
+            "factory": args.policy_factory,
+            "suite": args.suite,
+            "distractors": args.distractors,
+            "execute": execute,
+            "blind": args.blind,
+            "no_language": args.no_language,
+            "video": str(args.out / VIDEO) if args.video else None,
+        }
+        jobs = [(cell, cell.init_state < first + args.video) for cell in missing]
+        with progress("eval", len(cells), unit="episodes", done=len(done)) as bar:
+            for outcome in run_jobs(
+                "lawm_policy.stages.evaluate:begin",
+                arguments,
+                jobs,
+                workers=args.workers,
+                job_seconds=args.job_seconds,
+            ):
+                cell = missing[outcome.index]
+                played = outcome.result or {"success": None, "steps": 0, "seconds": 0.0, "instruction": ""}
+                record = Record(
+                    suite=suite.name,
+                    **cell._asdict(),
+                    **played,
+                    error=outcome.error,
+                    checkpoint_sha256=actor.sha256,
+                )
+                protocol.append(descriptor, record)
+                done.append(record)
+                bar.advance(note=rate_line(protocol.count(done)))
+        numbers = protocol.summarize(done, suite.held_out)
+        _write_summary(args.out, summary | _provenance(time.time() - began), numbers, complete=True)
+    show(numbers, args.out)
+    for record in done:
+        if record.error is not None:
+            say(f"error in {record.task} {record.init_state}: {record.error}")
+    return 1 if numbers["all"]["errors"] else 0
+
+
+def begin(
+    run: str,
+    factory: str,
+    suite: str,
+    distractors: int,
+    execute: int,
+    blind: bool,
+    no_language: bool,
+    video: str | None,
+) -> Callable[[tuple[Episode, bool]], dict[str, Any]]:
+    """A worker's start: its policy, its simulator, and the function that plays one episode."""
+    actor: Actor = load_function(factory)(run)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+    rules = suite_named(suite)
+    env = _make(rules, actor, distractors=distractors)
+
+    def work(job: tuple[Episode, bool]) -> dict[str, Any]:
+        episode, film = job
+        began = time.monotonic()
+        camera = None
+        if film and video is not None:
+            from lawm_policy.sim.film import Film
+
+            camera = Film(env, actor.cameras, FILM_PIXELS, every=max(1, _rate(env) // FILM_HZ), hz=FILM_HZ)
+        try:
+            success, steps, instruction = protocol.play(
+                env,
+                actor,
+                episode,
+                execute=execute,
+                limit=rules.limits[episode.task],
+                blind=blind,
+                no_language=no_language,
+                watch=camera.watch if camera else None,
+            )
+            if camera and video is not None:
+                camera.write(Path(video) / film_name(episode))
+        finally:
+            if camera:
+                camera.close()
+        return {
+            "success": success,
+            "steps": steps,
+            "seconds": round(time.monotonic() - began, 3),
+            "instruction": instruction,
+        }
+
+    return work
+
+
+def film_name(episode: Episode) -> str:
+    return f"{episode.task}-{episode.init_state}-{episode.seed}.mp4"
+
+
+def choose_tasks(suite: Suite, wanted: str) -> list[str]:
+    """The names that --tasks means, in the suite's order."""
+    from lawm_policy.config import nearest
+
+    groups = {
+        "all": list(suite.limits),
+        "seen": [t for t in suite.limits if t not in suite.held_out],
+        "held-out": list(suite.held_out),
+    }
+    if wanted in groups:
+        return groups[wanted]
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    for name in names:
+        if name not in suite.limits:
+            raise UserError(f"expected a task of {suite.name}, found {name!r}: {nearest(name, suite.limits)}")
+    if not names:
+        raise UserError(f"expected names of tasks, found {wanted!r}: write --tasks all or a,b")
+    return [name for name in suite.limits if name in names]
+
+
+def check_match(suite: Suite, actor: Actor) -> dict[str, Any]:
+    """The robot card, once the policy and the simulated robot agree on it."""
+    unknown = [name for name in actor.cameras if name not in suite.cameras]
+    if unknown:
+        raise UserError(
+            f"expected cameras among {', '.join(suite.cameras)}, found a policy that looks through "
+            f"{', '.join(unknown)}: evaluate it where its cameras are"
+        )
+    try:
+        env = _make(suite, actor, images=False)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"expected a robot of suite {suite.name}, found the policy's ({error})") from error
+    try:
+        card = dict(env.robot_card())
+        for key in ("action_names", "state_names", "rate"):
+            theirs = (actor.robot or {}).get(key, card[key])
+            if theirs != card[key]:
+                raise UserError(
+                    f"expected the policy's {key} to be {card[key]} as in suite {suite.name}, "
+                    f"found {theirs}: fine-tune on demonstrations of this robot"
+                )
+    finally:
+        env.close()
+    return card
+
+
+def rate_line(numbers: dict[str, Any]) -> str:
+    """ "62% (48 to 74), 1 error" """
+    if not numbers["episodes"]:
+        text = "no episode ended"
+    else:
+        text = f"{100 * numbers['rate']:.0f}% ({100 * numbers['low']:.0f} to {100 * numbers['high']:.0f})"
+    return text + (f", {numbers['errors']} errors" if numbers["errors"] else "")
+
+
+def show(numbers: dict[str, Any], out: Path) -> None:
+    """The table that ends an evaluation, on standard output."""
+    rows = [(f"{name}{' *' if n['held_out'] else ''}", n) for name, n in numbers["tasks"].items()]
+    rows += [("all", numbers["all"])]
+    if numbers["held_out"]["episodes"] and numbers["seen"]["episodes"]:
+        rows[-1:-1] = [("seen in pretraining", numbers["seen"]), ("held out *", numbers["held_out"])]
+    width = max(len(name) for name, _ in rows)
+    for name, n in rows:
+        print(f"{name:<{width}}  {n['successes']:>4}/{n['episodes']:<4}  {rate_line(n)}")
+    print(f"{out / SUMMARY}")
+
+
+def _check(args: EvaluateArgs) -> None:
+    for name, least in (("episodes", 1), ("workers", 0), ("video", 0), ("distractors", 0), ("execute", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"expected --{name} of at least {least}, found {value}")
+
+
+def _make(suite: Suite, actor: Actor, distractors: int = 0, images: bool = True) -> Any:
+    robot = actor.robot or {}
+    return suite.make(
+        embodiment=robot.get("embodiment", "arm6"),
+        command=robot.get("command", "joint"),
+        size=actor.size,
+        cameras=tuple(actor.cameras),
+        distractors=distractors,
+        images=images,
+    )
+
+
+def _rate(env: Any) -> int:
+    return int(env.robot_card()["rate"])
+
+
+@contextmanager
+def _open(
+    args: EvaluateArgs, summary: dict[str, Any], cells: list[Episode]
+) -> Iterator[tuple[int, list[Record]]]:
+    """episodes.jsonl, open for appending, and the episodes already in it; nobody else may write."""
+    out = args.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"expected a folder, found a file at {out}: choose another --out")
+    there = (out / SUMMARY).exists() or (out / EPISODES).exists()
+    if not there and out.exists() and any(not p.name.startswith(".") for p in out.iterdir()):
+        raise UserError(f"expected a new folder or an evaluation, found other files in {out}: choose another")
+    if there and not (args.resume or args.force):
+        raise UserError(f"expected a new folder, found an evaluation in {out}: add --resume or --force")
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"expected {out} to be free, found another evaluation writing: wait for it"
+            ) from None
+        if args.force:
+            shutil.rmtree(out / VIDEO, ignore_errors=True)
+            (out / SUMMARY).unlink(missing_ok=True)
+        # The summary is written first, so episodes without one are nobody's.
+        done = _recover(out, summary, cells) if (out / SUMMARY).exists() else []
+        lines = "".join(json.dumps(asdict(record), allow_nan=False) + "\n" for record in done)
+        protocol.write_atomically(out / EPISODES, lines)
+        _write_summary(
+            out, summary, protocol.summarize(done, summary["protocol"]["held_out"]), complete=False
+        )
+        descriptor = os.open(out / EPISODES, os.O_WRONLY | os.O_APPEND)
+        try:
+            yield descriptor, done
+        finally:
+            os.close(descriptor)
+
+
+def _recover(out: Path, summary: dict[str, Any], cells: list[Episode]) -> list[Record]:
+    """The episodes that ended, once each: a half line and those that ended in an error are played again."""
+    before = protocol.read_summary(out)
+    for part in ("protocol", "policy"):
+        told = json.loads(json.dumps(summary[part]))
+        if found := protocol.difference(before.get(part), told, part):
+            raise UserError(f"expected to go on with {out}, found another {found}: choose another --out")
+    if not (out / EPISODES).exists():
+        return []
+    kept = {r.episode: r for r in protocol.read(out) if r.error is None}
+    strangers = kept.keys() - set(cells)
+    if strangers:
+        raise UserError(
+            f"expected a grid that contains what {out} holds, found {len(strangers)} episodes outside it: "
+            "give the same --tasks, --seed and first state, and at least as many --episodes"
+        )
+    return list(kept.values())
+
+
+def _write_summary(out: Path, summary: dict[str, Any], numbers: dict[str, Any], complete: bool) -> None:
+    whole = {"complete": complete, **summary, **numbers}
+    protocol.write_atomically(out / SUMMARY, json.dumps(whole, indent=1, allow_nan=False) + "\n")
+
+
+def _provenance(seconds: float) -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    return {
+        "seconds": round(seconds, 1),
+        "command": shlex.join(["lawm", *sys.argv[1:]]),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__) if torch else None,
+            "platform": platform.platform(terse=True),
+        },
+    }

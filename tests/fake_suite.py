@@ -1,0 +1,162 @@
+"""A world of a few numbers, and policies for it: spawned workers import it by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import gymnasium
+import numpy as np
+
+from lawm_policy.sim.protocol import Suite
+
+CARD = {
+    "embodiment": "arm6",
+    "command": "joint",
+    "action_names": ["x", "y"],
+    "state_names": ["x", "y"],
+    "rate": 20,
+}
+
+
+class PointEnv(gymnasium.Env):
+    """A point walks to the goal in its image; harder goals are out of reach within the limit."""
+
+    action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(
+        self, embodiment="arm6", command="joint", size=8, cameras=("front",), distractors=0, images=True
+    ):
+        if embodiment != "arm6":
+            raise ValueError(f"no embodiment {embodiment}")
+        self.size, self.cameras, self.images, self.render_now, self.rendered = size, cameras, images, True, 0
+
+    def robot_card(self):
+        return dict(CARD)
+
+    def reset(self, *, seed=None, options=None):
+        rng = np.random.default_rng([seed, len(options["task"])])
+        self.place, self.goal, self.count = np.zeros(2), rng.uniform(-1.4, 1.4, 2), 0
+        self.task = options["task"]
+        return self._look(), {"instruction": f"do {self.task}", "task": self.task, "success": False}
+
+    def step(self, action):
+        self.place += np.clip(action, -1, 1) * 0.05
+        self.count += 1
+        success = bool(np.abs(self.place - self.goal).max() < 0.05)
+        info = {"instruction": f"do {self.task}", "task": self.task, "success": success}
+        return self._look(), 0.0, success, self.count >= 24, info
+
+    def _look(self):
+        image = np.zeros((self.size, self.size, 3), np.uint8)
+        if self.render_now and self.images:
+            self.rendered += 1
+            image[0, 0, :2] = np.round((self.goal + 1.5) * 80)
+        return {"images": {name: image for name in self.cameras}, "state": self.place.astype(np.float32)}
+
+
+def suite() -> Suite:
+    return Suite(
+        "point", {"near": 24, "far": 24, "other": 24}, ("other",), PointEnv, ("front", "wrist"), ("numpy",)
+    )
+
+
+class Walker:
+    """Walks to the goal that it sees, with a step of its own chance."""
+
+    cameras, size, execute, robot, sha256 = ("front",), 8, 4, CARD, "walker"
+
+    def __init__(self, run=""):
+        self.run = run
+
+    def reset(self):
+        self.memory = 0
+
+    def act(self, observation):
+        goal = observation["images"]["front"][0, 0, :2] / 80 - 1.5
+        towards = np.sign(goal - observation["state"]) * np.random.uniform(0.5, 1.0)  # noqa: NPY002
+        return np.tile(towards, (6, 1))
+
+
+class Bad(Walker):
+    """Says nonsense, raises, or kills its worker; `run` says where and how."""
+
+    def act(self, observation):
+        if "other" in observation["instruction"]:
+            match self.run.partition(":"):
+                case "nan", _, _:
+                    return np.full((6, 2), np.nan)
+                case "shape", _, _:
+                    return np.zeros((6, 3))
+                case "raise", _, _:
+                    raise RuntimeError("two\nlines")
+                case "die", _, _:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "die_once", _, flag if not Path(flag).exists():
+                    Path(flag).touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+        return super().act(observation)
+
+
+def blue(run):
+    return SimpleNamespace(cameras=("blue",), size=8, execute=4, robot=CARD, sha256="x")
+
+
+def three_joints(run):
+    card = {**CARD, "action_names": ["x", "y", "z"]}
+    return SimpleNamespace(cameras=("front",), size=8, execute=4, robot=card, sha256="x")
+
+
+def four_hands(run):
+    card = {**CARD, "embodiment": "hands"}
+    return SimpleNamespace(cameras=("front",), size=8, execute=4, robot=card, sha256="x")
+
+
+def slow(run):
+    walker = Walker()
+    act = walker.act
+    walker.act = lambda observation: (time.sleep(0.05), act(observation))[1]
+    return walker
+
+
+# --- jobs for the worker pool -------------------------------------------------------------------
+
+
+def squares(log=""):
+    """Squares; negative numbers raise, 1000 kills the worker, 2000 hangs, 3000 dies once."""
+    state = {"clean": True}
+
+    def work(x):
+        if log:
+            with open(log, "a") as file:
+                file.write(f"{os.getpid()} {x}\n")
+        if x < 0:
+            state["clean"] = False
+            raise ValueError(f"negative {x}")
+        if x == 1000:
+            os._exit(3)
+        if x == 2000:
+            time.sleep(100)
+        if x == 3000 and not Path(f"{log}.died").exists():
+            Path(f"{log}.died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x * x if state["clean"] else "dirty"
+
+    return work
+
+
+def mistaken():
+    from lawm_policy.types import UserError
+
+    raise UserError("expected a run, found none: make one")
+
+
+def faulty():
+    raise KeyError("missing part")
+
+
+def dead():
+    os._exit(7)

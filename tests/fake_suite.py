@@ -95,9 +95,9 @@ class Bad(Walker):
                     raise RuntimeError("two\nlines")
                 case "die", _, _:
                     os.kill(os.getpid(), signal.SIGKILL)
-                case "die_once", _, flag if not Path(flag).exists():
+                case "raise_once", _, flag if not Path(flag).exists():
                     Path(flag).touch()
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    raise RuntimeError("once")
         return super().act(observation)
 
 

@@ -1,0 +1,232 @@
+"""Episodes are the same whoever plays them, whenever it was killed, and errors are never failures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lawm_policy.sim import protocol
+from lawm_policy.stages import evaluate
+from lawm_policy.stages.evaluate import EvaluateArgs
+from lawm_policy.types import UserError
+
+TESTS = Path(__file__).parents[1]
+
+
+def arguments(out, factory="Walker", run="", **more):
+    defaults = {"suite": "fake_suite:suite", "episodes": 3, "workers": 1}
+    return EvaluateArgs(run=run, out=out, policy_factory=f"fake_suite:{factory}", **(defaults | more))
+
+
+def episodes(out):
+    """Everything but the time it took, in the grid's order."""
+    records = [replace(r, seconds=0.0) for r in protocol.read(out)]
+    keys = [r.episode for r in records]
+    assert len(keys) == len(set(keys)), "an episode was doubled"
+    return sorted(records, key=lambda r: r.episode)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One evaluation in this process, for others to equal."""
+    out = tmp_path_factory.mktemp("whole") / "eval"
+    assert evaluate.run(arguments(out, workers=0, episodes=6)) == 0
+    return out
+
+
+def test_records(whole, capsys):
+    lines = [json.loads(line) for line in (whole / "episodes.jsonl").read_text().splitlines()]
+    assert len(lines) == 18 and list(lines[0])[:9] == [
+        "suite", "task", "init_state", "seed", "success", "steps", "error", "seconds", "checkpoint_sha256",
+    ]  # fmt: skip
+    assert {line["init_state"] for line in lines} == set(range(200_000, 200_006))
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["complete"] and summary["protocol"]["limits"] == {"near": 24, "far": 24, "other": 24}
+    assert summary["protocol"]["execute"] == 4 and summary["protocol"]["versions"] == {
+        "numpy": np.__version__
+    }
+    assert 0 < summary["all"]["successes"] < 18, "the fake world must be neither hopeless nor trivial"
+    for part in ("all", "seen", "held_out", *(f"tasks.{t}" for t in ("near", "far", "other"))):
+        found = summary["tasks"][part[6:]] if part.startswith("tasks.") else summary[part]
+        assert found["low"] <= found["rate"] <= found["high"] and found["errors"] == 0
+    assert summary["held_out"]["episodes"] == 6 and summary["tasks"]["other"]["held_out"]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_same_episodes_for_any_number_of_workers(whole, tmp_path, workers):
+    assert evaluate.run(arguments(tmp_path / "e", workers=workers, episodes=6)) == 0
+    assert episodes(tmp_path / "e") == episodes(whole)
+
+
+def test_a_policy_that_draws_differs_with_its_seed_only(whole, tmp_path):
+    evaluate.run(arguments(tmp_path / "e", workers=0, episodes=6, seed=1))
+    ours, theirs = episodes(tmp_path / "e"), episodes(whole)
+    assert [r.steps for r in ours] != [r.steps for r in theirs]
+
+
+def test_only_chunk_ends_are_rendered():
+    env = protocol.suite_named("fake_suite:suite").make()
+    actor = evaluate.load_function("fake_suite:Walker")("")
+    for seed in range(5):
+        env.rendered = 0
+        _, steps, _ = protocol.play(env, actor, protocol.Episode("near", seed, 0), execute=4, limit=24)
+        assert env.rendered == 1 + steps // 4
+
+
+def test_blind_and_without_language():
+    seen = []
+
+    class Spy:
+        cameras, size, execute, robot, sha256 = ("front",), 8, 4, None, "spy"
+
+        def reset(self):
+            pass
+
+        def act(self, observation):
+            seen.append((observation["images"]["front"].max(), observation["instruction"]))
+            return np.zeros((4, 2))
+
+    env = protocol.suite_named("fake_suite:suite").make()
+    cell = protocol.Episode("near", 1, 0)
+    protocol.play(env, Spy(), cell, execute=4, limit=4)
+    protocol.play(env, Spy(), cell, execute=4, limit=4, blind=True, no_language=True)
+    assert seen[0][0] > 0 and seen[0][1] == "do near" and seen[1] == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ("nan", "expected finite commands, found nan at [0, 0]"),
+        ("shape", "expected commands of shape (>=4, 2), found (6, 3)"),
+        ("raise", "RuntimeError: two lines"),
+        ("die", "worker died with signal SIGKILL, 2 times"),
+    ],
+)
+def test_errors_are_not_failures(whole, tmp_path, run, message):
+    out = tmp_path / "e"
+    assert evaluate.run(arguments(out, "Bad", run, episodes=1)) == 1
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["all"] | {} == {**summary["seen"], "errors": 1} and summary["seen"]["episodes"] == 2
+    assert summary["held_out"]["errors"] == 1 and summary["held_out"]["rate"] is None
+    bad = next(r for r in protocol.read(out) if r.task == "other")
+    assert message in bad.error and "\n" not in bad.error and bad.success is None
+    # What another episode's error left behind reached no other episode.
+    ours = [replace(r, checkpoint_sha256="") for r in episodes(out) if r.task != "other"]
+    theirs = [
+        replace(r, checkpoint_sha256="") for r in episodes(whole) if r.episode in {o.episode for o in ours}
+    ]
+    assert ours == theirs
+
+
+def test_resume_plays_errors_again(tmp_path):
+    out, flag = tmp_path / "e", tmp_path / "flag"
+    args = arguments(out, "Bad", f"raise_once:{flag}", episodes=2, workers=0)
+    assert evaluate.run(args) == 1
+    assert evaluate.run(replace(args, resume=True)) == 0
+    assert len(episodes(out)) == 6 and json.loads((out / "summary.json").read_text())["all"]["errors"] == 0
+
+
+def test_a_half_line_is_played_again_and_the_grid_may_grow(whole, tmp_path):
+    out = tmp_path / "e"
+    evaluate.run(arguments(out, workers=0))
+    path = out / "episodes.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert len(protocol.read(out)) == 8
+    assert evaluate.run(arguments(out, workers=0, episodes=6, resume=True)) == 0
+    assert episodes(out) == episodes(whole)
+
+
+def killed_and_resumed(out, moments, count):
+    """Runs the command, kills it (and its workers) at each moment, then lets it end."""
+    command = [
+        *(sys.executable, "-m", "lawm_policy", "eval", "x", "--suite", "fake_suite:suite", "--resume"),
+        *(
+            "--policy-factory",
+            "fake_suite:slow",
+            "--episodes",
+            str(count),
+            "--workers",
+            "2",
+            "--out",
+            str(out),
+        ),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    for moment in moments:
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while len((out / "episodes.jsonl").read_bytes().splitlines() if out.exists() else []) < moment:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(command, env=environment, timeout=120).returncode == 0
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_loses_and_doubles_nothing(whole, tmp_path):
+    killed_and_resumed(tmp_path / "e", [2, 7], 6)
+    assert [replace(r, checkpoint_sha256="") for r in episodes(tmp_path / "e")] == [
+        replace(r, checkpoint_sha256="") for r in episodes(whole)
+    ]
+
+
+def test_refusals(whole, tmp_path):
+    for args, message in [
+        (arguments(whole), "found an evaluation .* --resume or --force"),
+        (arguments(whole, resume=True, episodes=1, workers=0), "15 episodes outside"),
+        (arguments(whole, resume=True, execute=2), "protocol.execute: 4 and 2"),
+        (arguments(whole, resume=True, blind=True), "policy.blind: false and true"),
+        (arguments(tmp_path / "n", tasks="neer"), "did you mean 'near'"),
+        (arguments(tmp_path / "n", tasks=","), "expected names of tasks"),
+        (arguments(tmp_path / "n", suite="tabeltop"), "did you mean 'tabletop'"),
+        (arguments(tmp_path / "n", episodes=0), "--episodes of at least 1, found 0"),
+        (arguments(tmp_path / "n", "blue"), "expected cameras among front, wrist, found .* blue"),
+        (arguments(tmp_path / "n", "three_joints"), r"action_names to be \['x', 'y'\]"),
+        (arguments(tmp_path / "n", "four_hands"), "no embodiment hands"),
+        (arguments(tmp_path / "n", "nobody"), 'expected "module:function"'),
+    ]:
+        with pytest.raises(UserError, match=message):
+            evaluate.run(args)
+    assert not (tmp_path / "n").exists(), "a refusal wrote something"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="other files"):
+        evaluate.run(arguments(tmp_path / "other", force=True))
+
+
+def test_force_replaces(tmp_path):
+    evaluate.run(arguments(tmp_path / "e", workers=0))
+    evaluate.run(arguments(tmp_path / "e", workers=0, episodes=1, force=True, execute=2))
+    assert len(episodes(tmp_path / "e")) == 3
+
+
+def test_two_at_once_are_refused(tmp_path):
+    import fcntl
+
+    out = tmp_path / "e"
+    evaluate.run(arguments(out, workers=0, episodes=1))
+    with open(out / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another evaluation writing"):
+            evaluate.run(arguments(out, resume=True))
+
+
+def test_choose_tasks():
+    suite = protocol.suite_named("fake_suite:suite")
+    assert evaluate.choose_tasks(suite, "far, near") == ["near", "far"]
+    assert evaluate.choose_tasks(suite, "held-out") == ["other"]
+    assert evaluate.choose_tasks(suite, "seen") == ["near", "far"]
+
+
+def test_foreign_lines_are_refused_with_their_number(tmp_path):
+    (tmp_path / "episodes.jsonl").write_text('{"suite": "x"}\n')
+    with pytest.raises(UserError, match="line 1"):
+        protocol.read(tmp_path)

@@ -15,9 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lawm_policy.latent_actions.bottlenecks import KLBottleneck
 from lawm_policy.latent_actions.inverse import InverseConfig, InverseEncoder
 from lawm_policy.policies.baku import Baku, BakuConfig
-from lawm_policy.policies.heads import ChunkMixture
+from lawm_policy.policies.heads import HALF_LOG_TAU, ChunkMixture
 from lawm_policy.types import Clip, UserError
 from lawm_policy.world_models.rssm import Rssm, RssmConfig
 
@@ -49,8 +50,13 @@ class PolicySource(nn.Module):
         z_BTZ = said.mixture.likeliest()
         return z_BTZ, {"latent_norm": self.cfg.latent_norm * z_BTZ.square().mean()}
 
+    def forward(self, clip: Clip) -> tuple[Tensor, Losses]:
+        return self.infer(clip)
+
 
 class InverseSource(nn.Module):
+    """`infer` reads z from the frames; calling it also has the policy clone what was read."""
+
     def __init__(self, cfg: RecipeConfig, policy: Baku):
         super().__init__()
         self.cfg, self.policy = cfg, policy
@@ -58,12 +64,16 @@ class InverseSource(nn.Module):
         self.inverse = InverseEncoder(cfg.inverse, shape.size, len(shape.cameras), shape.latent)
 
     def infer(self, clip: Clip) -> tuple[Tensor, Losses]:
-        if not self.training:  # the policy is not asked: z is what the inverse model read
-            return self.inverse.infer(clip)
+        return self.inverse.infer(clip)
+
+    def forward(self, clip: Clip) -> tuple[Tensor, Losses]:
         features = self.inverse.features(clip)
         z_BTZ, losses = self.inverse.bottleneck(features, clip)
-        said = self.policy(clip.frames_BTVCHW[:, 0], clip.view_mask_BV, clip.text).mixture
+        said = self.say(clip)
         return z_BTZ, losses | self.clone(said, self.inverse.bottleneck.mean(features))
+
+    def say(self, clip: Clip) -> ChunkMixture:
+        return self.policy(clip.frames_BTVCHW[:, 0], clip.view_mask_BV, clip.text).mixture
 
     def clone(self, said: ChunkMixture, z_BTZ: Tensor) -> Losses:
         losses = said.cloning_losses(z_BTZ.detach())
@@ -71,31 +81,29 @@ class InverseSource(nn.Module):
 
 
 class VariationalSource(InverseSource):
-    def infer(self, clip: Clip) -> tuple[Tensor, Losses]:
-        if not self.training:
-            return self.inverse.infer(clip)
+    def forward(self, clip: Clip) -> tuple[Tensor, Losses]:
+        assert isinstance(self.inverse.bottleneck, KLBottleneck)
         features = self.inverse.features(clip)
         mean_BTZ, log_std_BTZ = self.inverse.bottleneck.posterior(features)
         noise_BTZ = torch.randn_like(mean_BTZ)
         z_BTZ = mean_BTZ + log_std_BTZ.exp() * noise_BTZ
-        said = self.policy(clip.frames_BTVCHW[:, 0], clip.view_mask_BV, clip.text).mixture
+        said = self.say(clip)
         losses = self.clone(said, mean_BTZ)
 
         # Posterior to prior. The prior is held still, so that each side is pulled at its own rate.
         assert said.log_std_Z is not None
         prior = ChunkMixture(said.mean_BMKZ.detach(), said.log_weight_BM.detach(), said.log_std_Z.detach())
-        log_posterior = (-0.5 * noise_BTZ.square() - log_std_BTZ - 0.9189385).sum((1, 2))
-        divergence_B = log_posterior - prior.log_prob(z_BTZ)
-        losses["posterior_kl"] = (
-            self.cfg.posterior_kl * divergence_B.mean() / (z_BTZ.shape[1] * z_BTZ.shape[2])
-        )
+        log_posterior_B = (-0.5 * noise_BTZ.square() - log_std_BTZ - HALF_LOG_TAU).sum((1, 2))
+        divergence = (log_posterior_B - prior.log_prob(z_BTZ)).mean() / z_BTZ[0].numel()
+        losses["posterior_kl"] = self.cfg.posterior_kl * divergence
+        if not self.training:
+            return mean_BTZ, losses
 
-        # On some clips the world model runs on the prior's z, and the frame loss trains the policy as well:
-        # the component that the posterior points to, for another one would be told to say this future too.
-        share_BM = (said.log_weight_BM + said.component_log_prob(mean_BTZ.detach())).softmax(1)
-        component_B = torch.multinomial(share_BM.detach(), 1)[:, 0]
-        mean_prior_BTZ = said.take(component_B)
-        prior_BTZ = mean_prior_BTZ + said.log_std_Z.exp() * torch.randn_like(mean_prior_BTZ)
+        # On some clips the world model runs on the prior's z, and the frame loss trains the policy as well.
+        # The component is the one that the posterior points to: another would be told to say this future too.
+        share_BM = (said.log_weight_BM + said.component_log_prob(mean_BTZ)).softmax(1).detach()
+        prior_BTZ = said.take(torch.multinomial(share_BM, 1)[:, 0])
+        prior_BTZ = prior_BTZ + said.log_std_Z.exp() * torch.randn_like(prior_BTZ)
         by_prior_B11 = torch.rand(len(z_BTZ), 1, 1, device=z_BTZ.device) < self.cfg.prior_share
         return torch.where(by_prior_B11, prior_BTZ, z_BTZ), losses
 
@@ -108,22 +116,25 @@ SOURCES: dict[str, type[PolicySource] | type[InverseSource]] = {
 
 
 class Recipe(nn.Module):
-    """`recipe(clip) -> losses`, whose "loss" is their sum. `encoder` says z, `policy` is what fine-tuning
-    starts from; with source `policy` they share their weights."""
+    """`recipe(clip) -> losses`, whose "loss" is their sum. `encoder` says z, `encoder.policy` is what
+    fine-tuning starts from."""
 
     def __init__(self, cfg: RecipeConfig):
         super().__init__()
         check(cfg)
         self.cfg = cfg
-        self.policy = Baku(cfg.policy)
-        self.encoder: PolicySource | InverseSource = SOURCES[cfg.source](cfg, self.policy)
+        self.encoder: PolicySource | InverseSource = SOURCES[cfg.source](cfg, Baku(cfg.policy))
         self.world_model = Rssm(cfg.world_model, cfg.policy.size, len(cfg.policy.cameras), cfg.policy.latent)
+
+    @property
+    def policy(self) -> Baku:
+        return self.encoder.policy
 
     def forward(self, clip: Clip) -> Losses:
         assert clip.frames_BTVCHW.shape[1] == self.cfg.policy.chunk + 1, (
             "a clip holds one frame more than latents"
         )
-        z_BTZ, losses = self.encoder.infer(clip)
+        z_BTZ, losses = self.encoder(clip)
         losses = losses | self.world_model.loss(clip, z_BTZ)
         return {
             "loss": torch.stack(list(losses.values())).sum(),
@@ -134,8 +145,8 @@ class Recipe(nn.Module):
 def check(cfg: RecipeConfig) -> None:
     if cfg.source != "policy" and not cfg.policy.density:
         raise UserError(
-            f"expected policy.density=true with source '{cfg.source}', found false: a policy that clones latents "
-            "needs a density"
+            f"expected policy.density=true with source '{cfg.source}', found false: "
+            "a policy that clones latents needs a density"
         )
     if cfg.source == "policy" and (cfg.policy.density or cfg.policy.components > 1):
         raise UserError(

@@ -12,7 +12,7 @@ Images are uint8 until they enter a network. Stored arrays are `..HWC`, network 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Self, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ class UserError(ValueError):
 class Batch:
     """Base of the dataclasses below: moves every tensor, leaves the rest alone."""
 
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
         moved = {
             f.name: value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
             for f in fields(self)  # type: ignore[arg-type]

@@ -6,11 +6,14 @@ likely each is. With one component it is plain regression."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)  # of a Gaussian's normaliser
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class ChunkMixture:
         """(B, M): log density of a chunk under each component."""
         assert self.log_std_Z is not None, "only a head with a density can clone latents"
         error = (z_BKZ[:, None] - self.mean_BMKZ) * (-self.log_std_Z).exp()
-        return -(0.5 * error.square() + self.log_std_Z + 0.9189385).sum((2, 3))
+        return -(0.5 * error.square() + self.log_std_Z + HALF_LOG_TAU).sum((2, 3))
 
     def log_prob(self, z_BKZ: Tensor) -> Tensor:
         return torch.logsumexp(self.log_weight_BM + self.component_log_prob(z_BKZ), dim=1)

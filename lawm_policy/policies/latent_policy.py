@@ -116,8 +116,9 @@ class LatentPolicy(nn.Module):
     def _as_demo(self, observation: Observation) -> Demo:
         missing = [name for name in self.cameras if name not in observation["images"]]
         if missing:
+            found = ", ".join(observation["images"]) or "none"
             raise UserError(
-                f"expected images from {', '.join(self.cameras)}, found {', '.join(observation['images']) or 'none'}: "
+                f"expected images from {', '.join(self.cameras)}, found {found}: "
                 "give the policy the cameras that it was trained with"
             )
         views = [np.ascontiguousarray(observation["images"][name]) for name in self.cameras]
@@ -125,7 +126,8 @@ class LatentPolicy(nn.Module):
         for name, view in zip(self.cameras, views, strict=True):
             if view.shape != expected or view.dtype != np.uint8:
                 raise UserError(
-                    f"expected camera '{name}' as {expected} uint8, found {view.shape} {view.dtype}: resize it first"
+                    f"expected camera '{name}' as {expected} uint8, found {view.shape} {view.dtype}: "
+                    "resize it first"
                 )
         state_BP = torch.as_tensor(observation["state"], dtype=torch.float32)[None]
         k, r, a = (

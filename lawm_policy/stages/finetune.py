@@ -1,0 +1,201 @@
+"""`lawm finetune`: a policy that acts, from labelled demonstrations and (or not) from pretraining."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from lawm_policy.config import from_dict, load_config, to_dict
+from lawm_policy.console import say
+from lawm_policy.data.clips import DemoConfig, DemoDataset
+from lawm_policy.policies.baku import BakuConfig
+from lawm_policy.policies.latent_policy import LatentPolicyConfig
+from lawm_policy.training import ParamGroup, TrainConfig
+from lawm_policy.types import UserError
+
+if TYPE_CHECKING:
+    from lawm_policy.checkpoint import Checkpoint, InitReport
+    from lawm_policy.policies.latent_policy import LatentPolicy
+    from lawm_policy.types import Demo
+
+
+PRETRAINED_POLICY = "encoder.policy."  # where a pretraining checkpoint keeps it
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    policy: LatentPolicyConfig = field(default_factory=LatentPolicyConfig)
+    data: DemoConfig = field(default_factory=DemoConfig)  # cameras, size and chunk follow the policy's
+    train: TrainConfig = field(default_factory=TrainConfig)
+    pretrained_lr: float = 1.0  # of what came from pretraining, as a share of train.lr
+    validation_batches: int = 4
+
+
+@dataclass(frozen=True)
+class FinetuneArgs:
+    """Fine-tune on labelled demonstrations: from a pretraining run, or from scratch."""
+
+    config: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIG")]
+    """a configuration: default, debug, or a YAML file"""
+    data: Path
+    """an episode store with states and actions"""
+    out: Path
+    """the run's folder, made anew"""
+    init: Path | None = None
+    """the pretraining run to start from; left out, the policy starts from scratch"""
+    demos: int | None = None
+    """labelled demonstrations a task; a smaller number is a subset of a larger one. Left out: all"""
+    draw: int = 0
+    """which draw of demonstrations"""
+    train: Literal["all", "controller", "head"] = "all"
+    """what is trained: all of it, the controller alone (imitation from observation), or head and controller"""
+    head: Literal["controller", "fresh"] = "controller"
+    """decode latents by a controller, or replace the latent head by a fresh action head (as LAWM does)"""
+    resume: bool = False
+    """go on where this run stopped"""
+    force: bool = False
+    """replace an existing run"""
+    overrides: tyro.conf.Suppress[tuple[tuple[str, str], ...]] = ()
+
+
+def run(args: FinetuneArgs) -> int:
+    cfg = load_config(args.config, FinetuneConfig, args.overrides, stage="finetune")
+    result = finetune(
+        replace(cfg, policy=replace(cfg.policy, head=args.head)),
+        args.data,
+        args.out,
+        init=args.init,
+        demos=args.demos,
+        draw=args.draw,
+        train=args.train,
+        resume=args.resume,
+        force=args.force,
+    )
+    return 143 if result.stopped == "sigterm" else 0
+
+
+def finetune(
+    cfg: FinetuneConfig,
+    data: Path,
+    out: Path,
+    *,
+    init: Path | None = None,
+    demos: int | None = None,
+    draw: int = 0,
+    train: Literal["all", "controller", "head"] = "all",
+    resume: bool = False,
+    force: bool = False,
+) -> Any:
+    """Trains a policy; returns `FitResult`."""
+    import torch
+
+    from lawm_policy import checkpoint
+    from lawm_policy.policies.latent_policy import LatentPolicy
+    from lawm_policy.runs import check_out, open_run
+    from lawm_policy.training import fit
+
+    check_out(out, resume=resume, force=force)
+    pretrained = checkpoint.load(init, kind="pretrained") if init is not None else None
+    if pretrained is None and train != "all":
+        raise UserError(
+            f"expected --init with --train {train}, found none: from scratch there is nothing to freeze"
+        )
+    if pretrained is not None:
+        cfg = replace(cfg, policy=replace(cfg.policy, policy=policy_of(pretrained)))
+    cfg = replace(cfg, data=demo_config(cfg))
+    demonstrations = DemoDataset(data, cfg.data, split="train", demos_per_task=demos, draw_seed=draw)
+    held_out = DemoDataset(data, replace(cfg.data, shift=0), split="val")
+
+    torch.manual_seed(cfg.train.seed)
+    policy = LatentPolicy(cfg.policy, demonstrations.statistics(), demonstrations.robot)
+    came: tuple[str, ...] = ()
+    if pretrained is not None:
+        report = initialise(policy, pretrained)
+        came = report.loaded
+        say(str(report))
+    open_run(
+        out,
+        cfg,
+        data={str(data): demonstrations.fingerprint},
+        seeds={"train": cfg.train.seed, "draw": draw},
+        resume=resume,
+        force=force,
+    )
+    say(f"{demonstrations.episodes} demonstrations, {len(demonstrations)} moments; training {train}")
+    batches = [held_out.batch(i, cfg.train.batch_size, seed=0) for i in range(cfg.validation_batches)]
+    return fit(
+        policy,
+        lambda step: demonstrations.batch(step, cfg.train.batch_size, cfg.train.seed),
+        cfg.train,
+        out,
+        validate=lambda: validate(policy, batches),
+        param_groups=groups(policy, came, train, cfg.pretrained_lr),
+        metadata={
+            "kind": "finetuned",
+            "config": to_dict(cfg),
+            "normalization": demonstrations.statistics().to_json(),
+            "robot": demonstrations.robot,
+            "demos": demos,
+            "draw": draw,
+            "init": None if pretrained is None else pretrained.sha256,
+            "pretrained_tensors": len(came),
+        },
+        resume=resume,
+    )
+
+
+def demo_config(cfg: FinetuneConfig) -> DemoConfig:
+    shape = cfg.policy.policy
+    return replace(
+        cfg.data,
+        size=shape.size,
+        cameras=shape.cameras,
+        chunk=shape.chunk,
+        commands_per_latent=cfg.policy.controller.commands_per_latent,
+    )
+
+
+def policy_of(pretrained: Checkpoint) -> BakuConfig:
+    """The architecture that the checkpoint was pretrained with: its tensors fit no other."""
+    return from_dict(BakuConfig, pretrained.meta["config"]["recipe"]["policy"])
+
+
+def initialise(policy: LatentPolicy, pretrained: Checkpoint) -> InitReport:
+    """The whole latent path from pretraining. Only labelled data can train the controller."""
+    from lawm_policy.checkpoint import init_from
+
+    tensors = {
+        f"policy.{name.removeprefix(PRETRAINED_POLICY)}": tensor
+        for name, tensor in pretrained.tensors("model").items()
+        if name.startswith(PRETRAINED_POLICY)
+    }
+    return init_from(policy, tensors, finetune_only=("controller",))
+
+
+def groups(
+    policy: LatentPolicy, came: tuple[str, ...], train: Literal["all", "controller", "head"], rate: float
+) -> list[ParamGroup]:
+    """What is trained, and how fast. The rest is frozen."""
+    trained = {"all": ("",), "controller": ("controller.",), "head": ("controller.", "policy.head.")}[train]
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_(name.startswith(trained))
+    parameters = {n: p for n, p in policy.named_parameters() if p.requires_grad}
+    fresh = [p for n, p in parameters.items() if n not in came]
+    pretrained = [p for n, p in parameters.items() if n in came]
+    named = [ParamGroup("fresh", fresh), ParamGroup("pretrained", pretrained, lr_multiplier=rate)]
+    return [group for group in named if group.params]
+
+
+def validate(policy: LatentPolicy, batches: list[Demo]) -> dict[str, float]:
+    import torch
+
+    device = next(policy.parameters()).device
+    was_training = policy.training
+    policy.eval()
+    with torch.no_grad():
+        rows = [policy.loss(batch.to(device)) for batch in batches]
+    policy.train(was_training)
+    return {key: float(sum(float(row[key]) for row in rows) / len(rows)) for key in rows[0]}

@@ -1,0 +1,133 @@
+"""`lawm pretrain`: latent actions, a world model and a policy from unlabelled videos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from lawm_policy.console import say
+from lawm_policy.data.clips import ClipConfig, ClipDataset
+from lawm_policy.recipe import RecipeConfig
+from lawm_policy.training import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lawm_policy.recipe import Recipe
+    from lawm_policy.types import Clip
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    data: ClipConfig = field(default_factory=ClipConfig)  # cameras, size and length follow the policy's
+    train: TrainConfig = field(default_factory=TrainConfig)
+    validation_clips: int = 256
+
+
+@dataclass(frozen=True)
+class PretrainArgs:
+    """Pretrain by world modelling on unlabelled videos (stores made by `lawm import` or `lawm collect`)."""
+
+    config: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIG")]
+    """a recipe: lawm, inverse-kl, variational, debug, or a YAML file"""
+    data: tuple[Path, ...]
+    """one or more episode stores; captions are used where there are any, actions never"""
+    out: Path
+    """the run's folder, made anew"""
+    resume: bool = False
+    """go on where this run stopped"""
+    force: bool = False
+    """replace an existing run"""
+    overrides: tyro.conf.Suppress[tuple[tuple[str, str], ...]] = ()
+
+
+def run(args: PretrainArgs) -> int:
+    from lawm_policy.config import load_config
+
+    cfg = load_config(args.config, PretrainConfig, args.overrides, stage="pretrain")
+    result = pretrain(cfg, args.data, args.out, resume=args.resume, force=args.force)
+    return 143 if result.stopped == "sigterm" else 0
+
+
+def pretrain(
+    cfg: PretrainConfig, data: tuple[Path, ...], out: Path, *, resume: bool = False, force: bool = False
+) -> Any:
+    """Trains a recipe; returns `FitResult`."""
+    import torch
+
+    from lawm_policy.config import to_dict
+    from lawm_policy.recipe import Recipe
+    from lawm_policy.runs import check_out, open_run
+    from lawm_policy.training import fit
+
+    check_out(out, resume=resume, force=force)
+    cfg = replace(cfg, data=clip_config(cfg))
+    torch.manual_seed(cfg.train.seed)
+    recipe = Recipe(cfg.recipe)
+    clips = ClipDataset(data, cfg.data, split="train")
+    held_out = validation_batches(data, cfg)
+    open_run(
+        out, cfg, data=dict(clips.fingerprints), seeds={"train": cfg.train.seed}, resume=resume, force=force
+    )
+    say(
+        f"source {cfg.recipe.source}, {_millions(recipe)} parameters, {len(clips)} clips of {cfg.data.length} frames"
+    )
+    return fit(
+        recipe,
+        lambda step: clips.batch(step, cfg.train.batch_size, cfg.train.seed),
+        cfg.train,
+        out,
+        validate=lambda: validate(recipe, held_out),
+        on_validate=lambda step: _film(recipe, held_out, out, step),
+        metadata={"kind": "pretrained", "config": to_dict(cfg), "data": dict(clips.fingerprints)},
+        resume=resume,
+    )
+
+
+def clip_config(cfg: PretrainConfig) -> ClipConfig:
+    """The policy's shapes decide what a clip looks like."""
+    shape = cfg.recipe.policy
+    return replace(cfg.data, size=shape.size, cameras=shape.cameras, length=shape.chunk + 1)
+
+
+def validation_batches(data: tuple[Path, ...], cfg: PretrainConfig) -> list[Clip]:
+    held_out = ClipDataset(data, replace(clip_config(cfg), shift=0), split="val")
+    size = min(64, cfg.validation_clips)
+    return [held_out.batch(i, size, seed=0) for i in range(max(1, cfg.validation_clips // size))]
+
+
+def validate(recipe: Recipe, clips: list[Clip]) -> dict[str, float]:
+    """Held-out losses, and whether z is used."""
+    import torch
+
+    from lawm_policy.measures import z_use
+
+    device = next(recipe.parameters()).device
+    clips = [clip.to(device) for clip in clips]
+    was_training = recipe.training
+    recipe.eval()
+    with torch.no_grad():
+        losses = [recipe(clip) for clip in clips]
+    metrics = {key: _mean([row[key] for row in losses]) for key in losses[0]}
+    metrics |= z_use(recipe, clips)
+    recipe.train(was_training)
+    return metrics
+
+
+def _mean(values: list[Tensor]) -> float:
+    return float(sum(float(value) for value in values) / len(values))
+
+
+def _film(recipe: Recipe, clips: list[Clip], out: Path, step: int) -> None:
+    from lawm_policy.pictures import film_strip
+
+    device = next(recipe.parameters()).device
+    film_strip(recipe, clips[0].to(device), out / "strips" / f"step-{step:08d}.png")
+
+
+def _millions(recipe: Recipe) -> str:
+    return f"{sum(p.numel() for p in recipe.parameters()) / 1e6:.1f}M"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,11 @@ from lawm_policy.types import UserError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+ARCHITECTURE = "use the architecture of the checkpoint"
+
+
+def _bad(expected: str, found: str, do: str = "copy the checkpoint again") -> UserError:
+    return UserError(f"expected {expected}, found {found}: {do}")
 
 
 @dataclass(frozen=True)
@@ -53,15 +59,16 @@ class Checkpoint:
     def tensors(self, name: str = "model") -> dict[str, Tensor]:
         path = self.folder / f"{name}.safetensors"
         if not path.is_file():
-            raise UserError(f"expected {path.name} in {self.folder}, found {', '.join(self.names)}: use another checkpoint")
+            raise _bad(f"{path.name} in {self.folder}", ", ".join(self.names), "use another checkpoint")
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"expected safetensors in {path}, found something else ({error}): copy the checkpoint again") from None
+            raise _bad(f"safetensors in {path}", f"something else ({error})") from None
         if self._verify:
             for key, tensor in tensors.items():
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    raise UserError(f"expected finite numbers in {path}, found NaN or infinity in {key}: use an earlier checkpoint")
+                    found = f"NaN or infinity in {key}"
+                    raise _bad(f"finite numbers in {path}", found, "use an earlier checkpoint")
         return tensors
 
 
@@ -75,11 +82,13 @@ def save(
     aside.mkdir(parents=True)
     try:
         for name, group in tensors.items():
-            save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, aside / f"{name}.safetensors")
+            _save_file(group, aside / f"{name}.safetensors")
         (aside / "meta.json").write_text(json.dumps(meta, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         (aside / "README.md").write_text(card.rstrip() + "\n", encoding="utf-8")
         files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(aside.iterdir())}
-        manifest = json.dumps({"format": FORMAT, "kind": meta.get("kind", ""), "files": files}, indent=1) + "\n"
+        manifest = (
+            json.dumps({"format": FORMAT, "kind": meta.get("kind", ""), "files": files}, indent=1) + "\n"
+        )
         (aside / MANIFEST).write_text(manifest, encoding="utf-8")
         for path in aside.iterdir():
             _sync(path)
@@ -99,7 +108,9 @@ def save(
     return hashlib.sha256(manifest.encode()).hexdigest()
 
 
-def load(folder_or_run: str | Path, kind: str | None = None, *, which: str = "last", verify: bool = True) -> Checkpoint:
+def load(
+    folder_or_run: str | Path, kind: str | None = None, *, which: str = "last", verify: bool = True
+) -> Checkpoint:
     """The checkpoint at a folder, or the `last` or `best` one of a run, after checking every file.
 
     `kind` is what the caller can use ("pretrained", "finetuned"); another kind is refused.
@@ -108,27 +119,30 @@ def load(folder_or_run: str | Path, kind: str | None = None, *, which: str = "la
     manifest = _read_json(folder / MANIFEST)
     files = manifest.get("files")
     if manifest.get("format") != FORMAT or not isinstance(files, dict):
-        raise UserError(f"expected a manifest of format {FORMAT} in {folder}, found another: use a checkpoint of this version")
+        raise _bad(
+            f"a manifest of format {FORMAT} in {folder}", "another", "use a checkpoint of this version"
+        )
     present = {p.name for p in folder.iterdir()} - {MANIFEST}
     for name in sorted(files):
         if name not in present:
-            raise UserError(f"expected {name} in {folder}, found it missing: copy the checkpoint again")
+            raise _bad(f"{name} in {folder}", "it missing")
     for name in sorted(present):
         if name.endswith(".safetensors"):
             _check_header(folder / name)
-        if name not in files:
-            raise UserError(f"expected only listed files in {folder}, found {name}: remove it")
+            if name not in files:
+                raise _bad(f"only tensors that {MANIFEST} lists in {folder}", name, "remove it")
     for name, entry in sorted(files.items()):
         path = folder / name
         size = path.stat().st_size
+        entry = entry if isinstance(entry, dict) else {}
         if size != entry.get("bytes"):
-            raise UserError(f"expected {entry.get('bytes')} bytes in {path}, found {size}: copy the checkpoint again")
+            raise _bad(f"{entry.get('bytes')} bytes in {path}", str(size))
         if verify and sha256_of(path) != entry.get("sha256"):
-            raise UserError(f"expected {path} as written, found changed bytes (SHA-256): copy the checkpoint again")
+            raise _bad(f"{path} as written", "changed bytes (SHA-256)")
     meta = _read_json(folder / "meta.json")
     found = meta.get("kind", "")
     if kind is not None and found != kind:
-        raise UserError(f"expected a {kind} checkpoint, found a {found or 'nameless'} one in {folder}: give another run")
+        raise _bad(f"a {kind} checkpoint", f"a {found or 'nameless'} one in {folder}", "give another run")
     return Checkpoint(folder, meta, sha256_of(folder / MANIFEST), verify)
 
 
@@ -136,19 +150,19 @@ def resolve(folder_or_run: str | Path, which: str = "last") -> Path:
     """The checkpoint folder that a path to a checkpoint or to a run means."""
     path = Path(folder_or_run)
     if not path.exists():
-        raise UserError(f"expected a checkpoint or run, found nothing at {path}: check the path")
+        raise _bad("a checkpoint or run", f"nothing at {path}", "check the path")
     if not path.is_dir():
-        raise UserError(f"expected a checkpoint or run folder, found a file at {path}: give its folder")
+        raise _bad("a checkpoint or run folder", f"a file at {path}", "give its folder")
     if (path / MANIFEST).is_file():
         return path
     link = path / "checkpoints" / which
     if (link / MANIFEST).is_file():
         return link.resolve()
     if (path / "checkpoints").is_dir():
-        raise UserError(f"expected a finished checkpoint `{which}` in {path}, found none: run the training with --resume")
+        raise _bad(f"a finished checkpoint `{which}` in {path}", "none", "run the training with --resume")
     if (path / "meta.json").is_file():
-        raise UserError(f"expected {MANIFEST} in {path}, found it missing: copy the checkpoint again")
-    raise UserError(f"expected a checkpoint or run folder, found neither in {path}: check the path")
+        raise _bad(f"{MANIFEST} in {path}", "it missing")
+    raise _bad("a checkpoint or run folder", f"neither in {path}", "check the path")
 
 
 # The checkpoints of a run ----------------------------------------------------------------------
@@ -221,10 +235,11 @@ def init_from(
         unused=tuple(n for n in given if n not in loaded),
     )
     if not loaded:
-        raise UserError(f"expected tensors under {prefix or 'any name'!r} for the policy, found none that fit: give a checkpoint of the same architecture")
+        raise _bad(f"tensors that fit under {prefix!r}", "none", ARCHITECTURE)
     if report.unexplained:
         names = ", ".join(report.unexplained[:3]) + (", ..." if len(report.unexplained) > 3 else "")
-        raise UserError(f"expected every tensor from pretraining or declared finetune_only, found {len(report.unexplained)} neither ({names}): use the architecture of the checkpoint")
+        found = f"{len(report.unexplained)} neither ({names})"
+        raise _bad("every tensor from pretraining or declared finetune_only", found, ARCHITECTURE)
     check_shapes({n: own[n] for n in loaded}, given)
     with torch.no_grad():
         for name in loaded:
@@ -232,15 +247,17 @@ def init_from(
     return report
 
 
-def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path = "the checkpoint") -> None:
+def load_exactly(
+    module: nn.Module, tensors: Mapping[str, Tensor], where: str | Path = "the checkpoint"
+) -> None:
     """Copies `tensors` into `module`; another architecture is refused with one line."""
     own = module.state_dict()
     for name in own:
         if name not in tensors:
-            raise UserError(f"expected the tensor {name} in {where}, found none: use the architecture of the checkpoint")
+            raise _bad(f"the tensor {name} in {where}", "none", ARCHITECTURE)
     for name in tensors:
         if name not in own:
-            raise UserError(f"expected no tensor {name}, found one in {where}: use the architecture of the checkpoint")
+            raise _bad(f"no tensor {name}", f"one in {where}", ARCHITECTURE)
     check_shapes(own, tensors)
     module.load_state_dict(dict(tensors))
 
@@ -248,7 +265,7 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], where: str | 
 def check_shapes(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     for name, tensor in own.items():
         if tensor.shape != given[name].shape:
-            raise UserError(f"expected shape {tuple(tensor.shape)} for {name}, found {tuple(given[name].shape)}: use the architecture of the checkpoint")
+            raise _bad(f"shape {tuple(tensor.shape)} for {name}", str(tuple(given[name].shape)), ARCHITECTURE)
 
 
 # Nested state (optimisers) as tensors + JSON ---------------------------------------------------
@@ -285,6 +302,23 @@ def unflatten(tensors: Mapping[str, Tensor], skeleton: Any) -> Any:
 # Files -----------------------------------------------------------------------------------------
 
 
+def _save_file(group: Mapping[str, Tensor], path: Path) -> None:
+    plain: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in group.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if storage in storages else tensor  # the format has no shared memory
+        storages.add(storage)
+    try:
+        save_file(plain, path)
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
+
+
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -300,13 +334,13 @@ def _sync(path: Path) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"expected {path.name} in {path.parent}, found it missing: copy the checkpoint again")
+        raise _bad(f"{path.name} in {path.parent}", "it missing")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"expected JSON in {path}, found {error}: copy the checkpoint again") from None
+        raise _bad(f"JSON in {path}", str(error)) from None
     if not isinstance(value, dict):
-        raise UserError(f"expected a JSON object in {path}, found {type(value).__name__}: copy the checkpoint again")
+        raise _bad(f"a JSON object in {path}", type(value).__name__)
     return value
 
 
@@ -317,4 +351,4 @@ def _check_header(path: Path) -> None:
         head = file.read(9)
     length = struct.unpack("<Q", head[:8])[0] if len(head) == 9 else 0
     if len(head) < 9 or head[8:] != b"{" or length > size - 8:
-        raise UserError(f"expected safetensors in {path}, found another format: only safetensors are read, never pickle")
+        raise _bad(f"safetensors in {path}", "another format", "only safetensors are read, never pickle")

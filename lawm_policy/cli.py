@@ -85,12 +85,13 @@ def parse(args_class: type[Any], argv: Sequence[str], prog: str) -> Any:
 
     names = [f.name for f in dataclasses.fields(args_class)]
     description = args_class.__doc__ or ""
-    rest, overrides = list(argv), ()
+    rest: list[str] = list(argv)
+    overrides: tuple[tuple[str, str], ...] = ()
     if "overrides" in names:
         rest, overrides = _take_overrides(argv)
         description += "\n\nAny key of the configuration: --set a.b=value or --a.b value."
     _check_options(args_class, rest)
-    out, err = io.StringIO(), io.StringIO()
+    err = io.StringIO()
     try:
         with contextlib.redirect_stderr(err):
             args = tyro.cli(
@@ -101,7 +102,6 @@ def parse(args_class: type[Any], argv: Sequence[str], prog: str) -> Any:
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
-        sys.stdout.write(out.getvalue())
         if stop.code in (0, None):
             return None
         raise UserError(_one_line(err.getvalue(), prog)) from None
@@ -182,7 +182,26 @@ def _check_options(args_class: type[Any], argv: Sequence[str]) -> None:
         option = token.partition("=")[0].replace("_", "-")
         if option.startswith("--") and len(option) > 2 and option not in known:
             shown = [f"--{n}" for n in names]
-            raise UserError(f"expected a known option, found {token.partition('=')[0]}: {nearest(option, shown)}")
+            raise UserError(
+                f"expected a known option, found {token.partition('=')[0]}: {nearest(option, shown)}"
+            )
+
+
+# What the parser says, without its frame -> what we say. A message not listed is shown as it is.
+_PARSER_MESSAGES = (
+    (r"Required options Missing from .*?: (.*)", "expected {0}, found nothing for it"),
+    (r"Value error Error parsing (.*?): (.*?) Argument helptext.*", "expected a valid {0}, found {1}"),
+    (
+        r"Invalid choice invalid choice (.*?) for argument '(.*?)'. Expected one of \((.*?),?\).*",
+        "expected {1} among {2}, found {0}",
+    ),
+    (r"Missing argument Missing value for argument '(.*?)'.*", "expected a value after {0}, found none"),
+    (
+        r"Unrecognized options Unrecognized options: (.*?)(?: Perhaps .*)?",
+        "expected no more arguments, found {0}",
+    ),
+    (r"Value error (.*)", "{0}"),
+)
 
 
 def _one_line(box: str, prog: str) -> str:
@@ -190,14 +209,7 @@ def _one_line(box: str, prog: str) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     text = " ".join(re.sub(r"[\u2500-\u257f]", " ", text).split())
     text = re.sub(r"For full helptext.*$", "", text).strip()
-    patterns = {
-        r"Required options Missing from .*?: (.*)": "expected {0}; found nothing for it",
-        r"Value error Error parsing (.*?): (.*?) Argument helptext.*": "expected a valid {0}, found {1}",
-        r"Invalid choice invalid choice (.*?) for argument '(.*?)'. Expected one of \((.*?),?\).*": "expected {1} among {2}, found {0}",
-        r"Missing argument Missing value for argument '(.*?)'.*": "expected a value after {0}, found none",
-        r"Unrecognized options Unrecognized options: (.*?)(?: Perhaps you meant.*)?": "expected no more arguments, found {0}",
-    }
-    for pattern, form in patterns.items():
+    for pattern, form in _PARSER_MESSAGES:
         if match := re.fullmatch(pattern, text):
             text = form.format(*match.groups())
             break

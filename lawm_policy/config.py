@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import re
 import types
 import typing
@@ -35,7 +34,9 @@ def config_dir() -> Path:
     for folder in (package / "configs", package.parent / "configs"):
         if folder.is_dir():
             return folder
-    raise UserError(f"expected configurations in {package / 'configs'}, found none: install the package again")
+    raise UserError(
+        f"expected configurations in {package / 'configs'}, found none: install the package again"
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -101,7 +102,9 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in ("bool", "float")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false|True|False)$"), list("tfTF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|false|True|False)$"), list("tfTF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf)$|^\.(nan|NaN)$"),
@@ -128,7 +131,9 @@ def _find(name: str, stage: str) -> Path:
     if path.is_file():
         return path
     known = [p.stem for p in folder.glob("*.yaml")]
-    raise UserError(f"expected a configuration of {stage or 'configs'}, found {name!r}: {nearest(name, known)}")
+    raise UserError(
+        f"expected a configuration of {stage or 'configs'}, found {name!r}: {nearest(name, known)}"
+    )
 
 
 def _read_chain(path: Path, stage: str, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -176,8 +181,7 @@ def _merge(onto: dict[str, Any], data: Mapping[str, Any], at: str) -> None:
 # Types ---------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _fields(cls: type) -> dict[str, tuple[dataclasses.Field[Any], Any]]:
+def _fields(cls: Any) -> dict[str, tuple[dataclasses.Field[Any], Any]]:
     hints = typing.get_type_hints(cls)
     return {f.name: (f, hints[f.name]) for f in dataclasses.fields(cls) if f.init}
 
@@ -198,7 +202,9 @@ def _build(cls: type[T], data: Mapping[str, Any], default: T | None, at: str) ->
             values[name] = getattr(default, name)
         elif name not in values and _default(field, None) is dataclasses.MISSING:
             path = f"{at}.{name}" if at else name
-            raise UserError(f"expected a value for {path}, found none: add it to the configuration or --set {path}=...")
+            raise UserError(
+                f"expected a value for {path}, found none: add it to the configuration or --set {path}=..."
+            )
     try:
         return cls(**values)
     except UserError as error:
@@ -226,7 +232,7 @@ def _convert(hint: Any, value: Any, default: Any, at: str) -> Any:
         return _convert_union(args, value, default, at)
     if origin is Literal:
         for choice in args:
-            if value == choice and type(value) in (type(choice), Text) or (
+            if (value == choice and type(value) in (type(choice), Text)) or (
                 isinstance(value, Text) and str(choice) == value
             ):
                 return choice
@@ -236,7 +242,12 @@ def _convert(hint: Any, value: Any, default: Any, at: str) -> Any:
             value = parse_yaml(value, at)
         if not isinstance(value, Mapping):
             raise _wrong(f"keys and values ({', '.join(_fields(typing.cast(type, hint)))})", value, at)
-        return _build(typing.cast(type, hint), value, default if isinstance(default, typing.cast(type, hint)) else None, at)
+        return _build(
+            typing.cast(type, hint),
+            value,
+            default if isinstance(default, typing.cast(type, hint)) else None,
+            at,
+        )
     if origin in (tuple, list) or hint in (tuple, list):
         return _convert_sequence(origin or hint, args, value, at)
     if origin in (dict, Mapping) or hint is dict:
@@ -249,9 +260,9 @@ def _convert(hint: Any, value: Any, default: Any, at: str) -> Any:
 
 
 def _convert_union(args: tuple[Any, ...], value: Any, default: Any, at: str) -> Any:
-    if value is None or isinstance(value, Text) and value.lower() in ("null", "none", ""):
-        if type(None) in args:
-            return None
+    absent = value is None or (isinstance(value, Text) and value.lower() in ("null", "none", ""))
+    if absent and type(None) in args:
+        return None
     members = [a for a in args if a is not type(None)]
     kinds = {m.kind: m for m in members if dataclasses.is_dataclass(m) and hasattr(m, "kind")}
     if len(kinds) == len(members) and len(kinds) > 1:
@@ -261,7 +272,9 @@ def _convert_union(args: tuple[Any, ...], value: Any, default: Any, at: str) -> 
             raise _wrong(f"keys and values with `kind` ({' or '.join(kinds)})", value, at)
         kind = str(value.get("kind", getattr(default, "kind", next(iter(kinds)))))
         if kind not in kinds:
-            raise UserError(f"expected {at}.kind among {', '.join(kinds)}, found {kind!r}: {nearest(kind, kinds)}")
+            raise UserError(
+                f"expected {at}.kind among {', '.join(kinds)}, found {kind!r}: {nearest(kind, kinds)}"
+            )
         return _convert(kinds[kind], value, default, at)
     failures = []
     for member in members:
@@ -275,13 +288,20 @@ def _convert_union(args: tuple[Any, ...], value: Any, default: Any, at: str) -> 
 def _convert_sequence(kind: type, args: tuple[Any, ...], value: Any, at: str) -> Any:
     if isinstance(value, Text):
         text = value.strip()
-        value = [Text(v) for v in text.strip("[]()").replace(",", " ").split()] if "[[" not in text else parse_yaml(text, at)
+        value = (
+            [Text(v) for v in text.strip("[]()").replace(",", " ").split()]
+            if "[[" not in text
+            else parse_yaml(text, at)
+        )
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise _wrong("a list", value, at)
     if kind is tuple and args and args[-1] is not Ellipsis:
         if len(value) != len(args):
             raise _wrong(f"{len(args)} values", value, at)
-        return tuple(_convert(a, v, dataclasses.MISSING, f"{at}[{i}]") for i, (a, v) in enumerate(zip(args, value)))
+        return tuple(
+            _convert(a, v, dataclasses.MISSING, f"{at}[{i}]")
+            for i, (a, v) in enumerate(zip(args, value, strict=True))
+        )
     inner = args[0] if args else Any
     return kind(_convert(inner, v, dataclasses.MISSING, f"{at}[{i}]") for i, v in enumerate(value))
 

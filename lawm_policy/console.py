@@ -46,7 +46,7 @@ def progress(what: str, total: float | None = None, *, unit: str = "", done: flo
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as display:
-        task = display.add_task(what, total=total, completed=done, rate="", note="")
+        task = display.add_task(what, total=total, completed=int(done), rate="", note="")
 
         class Shown(Bar):
             def advance(self, amount: float = 1, note: str | None = None) -> None:

@@ -20,27 +20,46 @@ from lawm_policy import config as configuration
 from lawm_policy.types import UserError
 
 PACKAGES = (
-    "accelerate", "av", "gymnasium", "h5py", "mujoco", "numpy", "pyarrow", "safetensors", "torch", "transformers",
-)  # fmt: skip
+    "accelerate",
+    "av",
+    "gymnasium",
+    "mujoco",
+    "numpy",
+    "pyarrow",
+    "safetensors",
+    "torch",
+    "transformers",
+)
 CONFIG, VERSIONS = "config.yaml", "versions.json"
 
 
-def check_out(out: str | Path, *, resume: bool = False, force: bool = False) -> Path:
+def check_out(
+    out: str | Path, *, resume: bool = False, force: bool = False, marker: str = "versions.json"
+) -> Path:
     """Refuses an output folder that holds something, unless it is to be resumed or overwritten.
 
-    Writes nothing, so that a stage can call it first and still refuse its other arguments.
+    Writes nothing, so that a stage can call it first and still refuse its other arguments. `marker`
+    is a file that shows the folder to be a former output, which may be overwritten.
     """
     out = Path(out)
+    if not _first_process():
+        return out
     if out.exists() and not out.is_dir():
         raise UserError(f"expected a folder for the output, found a file at {out}: give another --out")
     if out.is_dir() and any(out.iterdir()):
-        if force and not (out / VERSIONS).is_file():
-            raise UserError(f"expected an output of this program at {out}, found other files: remove it or give another --out")
+        if force and not (out / marker).is_file():  # never remove what this program did not make
+            raise UserError(
+                f"expected {marker} in {out} to overwrite it, found other files: give another --out"
+            )
         if not (resume or force):
-            raise UserError(f"expected a new folder at {out}, found files in it: give another --out, --resume or --force")
+            raise UserError(
+                f"expected a new folder at {out}, found files in it: give another --out, --resume or --force"
+            )
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not os.access(parent, os.W_OK):
-        raise UserError(f"expected a folder that can be written at {parent}, found it read-only: give another --out")
+        raise UserError(
+            f"expected a folder that can be written at {parent}, found it read-only: give another --out"
+        )
     return out
 
 
@@ -58,6 +77,8 @@ def open_run(
     `data` maps each store's name to its fingerprint.
     """
     out = check_out(out, resume=resume, force=force)
+    if not _first_process():
+        return out
     if force and not resume and out.exists():
         shutil.rmtree(out)
     asked, fingerprints = configuration.to_dict(config), dict(data or {})
@@ -65,11 +86,17 @@ def open_run(
         found = configuration.parse_yaml((out / CONFIG).read_text(encoding="utf-8"), str(out / CONFIG))
         asked = configuration.parse_yaml(configuration.dump(config), "the configuration")
         if key := configuration.difference(found, asked):
-            raise UserError(f"expected the configuration of {out} to resume it, found another {key}: give another --out")
+            raise UserError(
+                f"expected the configuration of {out} to resume it, found another {key}: give another --out"
+            )
         if json.loads((out / VERSIONS).read_text(encoding="utf-8"))["data"] != fingerprints:
             raise UserError(f"expected the data of {out} to resume it, found other data: give another --out")
         return out
-    if resume and out.is_dir() and any(p.name not in (CONFIG,) and not p.name.startswith(".") for p in out.iterdir()):
+    if (
+        resume
+        and out.is_dir()
+        and any(p.name not in (CONFIG,) and not p.name.startswith(".") for p in out.iterdir())
+    ):
         raise UserError(f"expected a run at {out} to resume, found other files: give another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / CONFIG, configuration.dump(config))
@@ -77,9 +104,11 @@ def open_run(
     return out
 
 
-def versions(*, data: Mapping[str, str] | None = None, seeds: Mapping[str, int] | None = None) -> dict[str, Any]:
+def versions(
+    *, data: Mapping[str, str] | None = None, seeds: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """Everything that made a result: packages, commit, data, seeds, command line, hardware."""
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             packages[name] = importlib.metadata.version(name)
@@ -107,7 +136,9 @@ def commit() -> str | None:
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     if head.returncode:  # a repository without a commit
         return None
-    dirty = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True)
+    dirty = subprocess.run(
+        [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+    )
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
@@ -116,7 +147,11 @@ def hardware() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        models = [
+            line.partition(":")[2].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
         cpu = models[0] if models else cpu
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -124,7 +159,18 @@ def hardware() -> dict[str, Any]:
     if "torch" in sys.modules:  # without torch nothing used a GPU
         cuda = sys.modules["torch"].cuda
         gpus = [cuda.get_device_name(i) for i in range(cuda.device_count())]
-    return {"cpu": cpu, "cores": cores, "memory_gb": round(memory, 1), "gpus": gpus, "system": platform.platform()}
+    return {
+        "cpu": cpu,
+        "cores": cores,
+        "memory_gb": round(memory, 1),
+        "gpus": gpus,
+        "system": platform.platform(),
+    }
+
+
+def _first_process() -> bool:
+    """False in all but one of the processes that a launcher started; the one looks after the folder."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def write_text(path: Path, text: str) -> None:

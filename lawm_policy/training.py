@@ -1,12 +1,17 @@
-"""fit(): the one optimisation loop. CPU, one GPU or several (accelerate); killed anywhere, it resumes exactly."""
+"""fit(): the one optimisation loop, on a CPU, a GPU or several; killed anywhere, it resumes exactly.
+
+Exact resumption rests on three things: batches are a function of the step, random numbers are
+seeded from (seed, step, process), and everything else is in the checkpoint.
+"""
 
 from __future__ import annotations
 
-import signal
+import math
+import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -16,20 +21,21 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from lawm_policy import checkpoint
+from lawm_policy import checkpoint, config
 from lawm_policy.console import progress
 from lawm_policy.training_state import (
     Average,
     Log,
     ParamGroup,
     Prefetch,
-    batch_length,
     count_frames,
     keep_batch,
     lr_fraction,
     make_optimizer,
+    model_card,
     move,
     seed_everything,
+    sigterm,
     slice_batch,
 )
 from lawm_policy.types import UserError
@@ -83,7 +89,8 @@ class TrainConfig:
             if not 0 <= getattr(self, name) <= 1 or (name == "ema" and self.ema == 1):
                 raise UserError(f"expected {name} from 0 to 1, found {getattr(self, name)}: change it")
         if self.batch_size % self.accumulate:
-            raise UserError(f"expected accumulate to divide batch_size {self.batch_size}, found {self.accumulate}: change one")
+            found = f"{self.accumulate} for {self.batch_size}"
+            raise UserError(f"expected accumulate to divide batch_size, found {found}: change one")
         if self.patience and not self.eval_every:
             raise UserError(f"expected eval_every > 0 with patience {self.patience}, found 0: set eval_every")
 
@@ -152,7 +159,14 @@ class _Loop:
         metadata: Mapping[str, Any],
         card: str,
     ) -> None:
-        self.cfg, self.out, self.model, self.extra, self.metadata, self.card = cfg, out, model, extra, metadata, card
+        self.cfg, self.out, self.model, self.extra, self.metadata, self.card = (
+            cfg,
+            out,
+            model,
+            extra,
+            metadata,
+            card,
+        )
         self.step_fn: StepFn = step_fn or (lambda m, batch: m(batch))
         # Parts of a model that a recipe does not use get no gradient, which several processes must expect.
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
@@ -161,6 +175,10 @@ class _Loop:
         self.main = self.accelerator.is_main_process
         model.to(self.device)
         if cfg.compile:
+            if self.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+                raise UserError(
+                    "expected a C++ compiler for compile, found none: install g++ or set compile false"
+                )
             model.compile()
         groups = groups or [ParamGroup("model", list(model.parameters()))]
         optimizer = make_optimizer(groups, cfg.lr, cfg.weight_decay)
@@ -182,7 +200,9 @@ class _Loop:
         cfg, at = self.cfg, self.at
         last = self.out / "checkpoints" / "last"
         if last.exists() and not resume:
-            raise UserError(f"expected a new run folder, found checkpoints in {self.out}: give another --out or --resume")
+            raise UserError(
+                f"expected a new run folder, found checkpoints in {self.out}: give another --out or --resume"
+            )
         if resume and last.exists():
             self._restore()
             at = self.at
@@ -193,7 +213,7 @@ class _Loop:
         prefetch = Prefetch(batches, at.step, cfg.steps)
         began, before = time.monotonic(), at.seconds
         try:
-            with _sigterm() as told, progress("train", cfg.steps, unit="steps", done=at.step) as bar:
+            with sigterm() as told, progress("train", cfg.steps, unit="steps", done=at.step) as bar:
                 while not at.stopped:
                     at.step += 1
                     stop = self._step(prefetch, told)
@@ -203,7 +223,7 @@ class _Loop:
                     bar.advance()
                     final = at.step == cfg.steps
                     improved = False
-                    if validate is not None and (final or cfg.eval_every and at.step % cfg.eval_every == 0):
+                    if validate is not None and (final or (cfg.eval_every and at.step % cfg.eval_every == 0)):
                         improved = self._validate(validate, on_validate, log)
                     if final:
                         at.stopped = "done"
@@ -241,14 +261,18 @@ class _Loop:
                     metrics = self.step_fn(self.wrapped, batch)
                 accelerator.backward(metrics["loss"] / cfg.accumulate)
             for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + torch.as_tensor(value).detach().float() / cfg.accumulate
+                totals[name] = (
+                    totals.get(name, 0.0) + torch.as_tensor(value).detach().float() / cfg.accumulate
+                )
         flag = torch.tensor(float(told.is_set()), device=self.device)
-        values = accelerator.reduce(torch.stack([*(v.to(self.device) for v in totals.values()), flag]), "mean").tolist()
-        losses = dict(zip(totals, values))
+        values = accelerator.reduce(
+            torch.stack([*(v.to(self.device) for v in totals.values()), flag]), "mean"
+        ).tolist()
+        losses = dict(zip(totals, values, strict=False))  # the flag comes after them
         norm = float(accelerator.clip_grad_norm_(self.trained, cfg.clip_norm or float("inf")))
-        for name, value in (("loss", losses["loss"]), ("gradient norm", norm)):
-            if not abs(value) < float("inf"):
-                self._stop_non_finite(name, value, whole)
+        for name, found in (("loss", losses["loss"]), ("gradient norm", norm)):
+            if not math.isfinite(found):
+                self._stop_non_finite(name, found, whole)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
@@ -267,7 +291,7 @@ class _Loop:
     def _stop_non_finite(self, name: str, value: float, batch: Any) -> None:
         where = keep_batch(batch, self.out, self.at.step) if self.main else self.out
         raise UserError(
-            f"expected a finite {name}, found {value} at step {self.at.step} (batch of {batch_length(batch)} kept in {where}):"
+            f"expected a finite {name}, found {value} at step {self.at.step} (batch kept in {where}):"
             " lower lr, or look at that batch"
         )
 
@@ -286,7 +310,10 @@ class _Loop:
         at.window, at.window_steps = {}, 0
 
     def _validate(
-        self, validate: Callable[[], Mapping[str, float]], on_validate: Callable[[int], None] | None, log: Log | None
+        self,
+        validate: Callable[[], Mapping[str, float]],
+        on_validate: Callable[[int], None] | None,
+        log: Log | None,
     ) -> bool:
         """Held-out metrics with the weights that will be used; True when they are the best so far."""
         at = self.at
@@ -299,6 +326,8 @@ class _Loop:
                 on_validate(at.step)
         # Processes must agree on what to do next, whatever their rounding.
         loss = float(self.accelerator.reduce(torch.tensor(found["loss"], device=self.device), "mean"))
+        if not math.isfinite(loss):
+            raise UserError(f"expected a finite held-out loss, found {loss} at step {at.step}: lower lr")
         if log is not None:
             weights = "average" if self.average is not None else "last"
             log.write({"step": at.step, "split": "val", **found, "weights": weights})
@@ -323,13 +352,15 @@ class _Loop:
             training = {
                 **vars(at),
                 "weights": "average" if self.average is not None else "last",
-                "seed": self.cfg.seed,
+                "config": config.to_dict(self.cfg),
                 "optimizer": optimizer,
                 "extra": extra,
             }
             meta = {**self.metadata, "training": training}
             folder = checkpoint.step_folder(self.out, at.step)
-            checkpoint.save(folder, {k: v for k, v in groups.items() if v}, meta, self.card or _card(meta))
+            checkpoint.save(
+                folder, {k: v for k, v in groups.items() if v}, meta, self.card or model_card(meta)
+            )
             checkpoint.point(self.out, "last", at.step)
             if at.best_step == at.step:
                 checkpoint.point(self.out, "best", at.step)
@@ -340,6 +371,11 @@ class _Loop:
         found = checkpoint.load(self.out)
         training = dict(found.meta["training"])
         optimizer, extra = training.pop("optimizer"), training.pop("extra")
+        if key := config.difference(training["config"], config.to_dict(self.cfg)):
+            raise UserError(
+                f"expected the training configuration of {self.out} to resume it, found another {key}:"
+                " give another --out"
+            )
         self.at = _Progress(**{k: training[k] for k in vars(_Progress())})
         weights = found.tensors("model")
         if self.average is not None:
@@ -356,45 +392,3 @@ class _Loop:
     def _result(self, stopped: Any) -> FitResult:
         at = self.at
         return FitResult(at.step, at.best_step, at.best_metric, at.seconds, stopped)
-
-
-@contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, so that the loop can save before it ends."""
-    told = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield told  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
-    try:
-        yield told
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _card(meta: Mapping[str, Any]) -> str:
-    """What someone who finds this folder needs to know."""
-    training = meta["training"]
-    held_out = f"{training['best_metric']:.6g} (step {training['best_step']})" if training["best_step"] else "not measured"
-    kind = meta.get("kind", "model")
-    return "\n".join(
-        [
-            "---",
-            "library_name: lawm_policy",
-            "tags: [robotics, latent-actions]",
-            "---",
-            f"# A {kind} checkpoint",
-            "",
-            f"Recipe: {meta.get('recipe', 'see meta.json')}. Updates: {training['step']}."
-            f" Best held-out loss: {held_out}.",
-            f"`model.safetensors` holds the weights to use ({training['weights']} of training).",
-            "`meta.json` holds configuration, statistics and data fingerprints; `manifest.json` the SHA-256 of each file.",
-            "",
-            "Trained on the data named there only; it knows no other robot, camera or task.",
-            "",
-            "```python",
-            "import lawm_policy as lp",
-            f'lp.{"load_policy" if kind == "finetuned" else "load_pretrained"}("path/of/this/folder")',
-            "```",
-        ]
-    )

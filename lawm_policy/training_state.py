@@ -7,6 +7,8 @@ import json
 import math
 import os
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lawm_policy.types import UserError
@@ -39,7 +42,7 @@ def seed_everything(seed: int, step: int, rank: int) -> None:
     """
     words = np.random.SeedSequence((seed, step, rank)).generate_state(3)
     torch.manual_seed(int(words[0]))
-    np.random.seed(int(words[1]))
+    np.random.seed(int(words[1]))  # noqa: NPY002 (for libraries that still use it)
     random.seed(int(words[2]))
 
 
@@ -54,14 +57,16 @@ def lr_fraction(step: int, steps: int, warmup: int, schedule: str, final: float)
 
 
 def make_optimizer(groups: Sequence[ParamGroup], lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW; vectors (biases, norms, embeddings of one row) are not decayed."""
-    made = []
+    """AdamW; vectors (biases, norms) are not decayed."""
+    made: list[dict[str, Any]] = []
     for group in groups:
         decay = weight_decay if group.weight_decay is None else group.weight_decay
         params = [p for p in group.params if p.requires_grad]
-        for part, amount in (([p for p in params if p.ndim >= 2], decay), ([p for p in params if p.ndim < 2], 0.0)):
+        matrices, vectors = [p for p in params if p.ndim >= 2], [p for p in params if p.ndim < 2]
+        for part, amount in ((matrices, decay), (vectors, 0.0)):
             if part:
-                made.append({"params": part, "weight_decay": amount, "lr": lr, "lr_multiplier": group.lr_multiplier, "name": group.name})
+                named = {"name": group.name, "lr_multiplier": group.lr_multiplier}
+                made.append({"params": part, "weight_decay": amount, "lr": lr, **named})
     if not made:
         raise UserError("expected parameters to train, found none: unfreeze a part")
     return torch.optim.AdamW(made, betas=(0.9, 0.95), fused=any(p.is_cuda for g in made for p in g["params"]))
@@ -132,7 +137,8 @@ class Log:
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._file.write(json.dumps(finite) + "\n")  # JSON has no NaN
         self._file.flush()
         split, step = record["split"], record["step"]
         for key, value in record.items():
@@ -161,78 +167,109 @@ def truncate_after(path: Path, step: int) -> None:
         file.truncate(kept)
 
 
-# Batches: dataclasses, mappings, tuples and tensors whose first dimension is the batch -----------
+@contextmanager
+def sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, so that the loop can save before it ends."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def model_card(meta: Mapping[str, Any]) -> str:
+    """What someone who finds this folder needs to know."""
+    training = meta["training"]
+    held_out = (
+        f"{training['best_metric']:.6g} (step {training['best_step']})"
+        if training["best_step"]
+        else "not measured"
+    )
+    kind = meta.get("kind", "model")
+    return "\n".join(
+        [
+            "---",
+            "library_name: lawm_policy",
+            "tags: [robotics, latent-actions]",
+            "---",
+            f"# A {kind} checkpoint",
+            "",
+            f"Recipe: {meta.get('recipe', 'see meta.json')}.",
+            f"Updates: {training['step']}. Best held-out loss: {held_out}.",
+            f"`model.safetensors` holds the weights to use ({training['weights']} of training).",
+            "`meta.json`: configuration, statistics, data; `manifest.json`: the SHA-256 of each file.",
+            "",
+            "Trained on the data named there only; it knows no other robot, camera or task.",
+            "",
+            "```python",
+            "import lawm_policy as lp",
+            f'lp.{"load_policy" if kind == "finetuned" else "load_pretrained"}("path/of/this/folder")',
+            "```",
+        ]
+    )
+
+
+# Batches are dataclasses or mappings; the first dimension of their tensors is the batch -----------
+
+
+def _items(batch: Any) -> dict[str, Any]:
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    assert isinstance(batch, Mapping), f"a batch is a dataclass or a mapping, not {type(batch)}"
+    return dict(batch)
+
+
+def _with(batch: Any, items: dict[str, Any]) -> Any:
+    return items if isinstance(batch, Mapping) else dataclasses.replace(batch, **items)
 
 
 def batch_length(batch: Any) -> int:
-    for value in _leaves(batch):
-        if isinstance(value, Tensor) and value.ndim:
-            return value.shape[0]
-    raise AssertionError("a batch without a tensor")
+    return next(v.shape[0] for v in _items(batch).values() if isinstance(v, Tensor) and v.ndim)
 
 
 def slice_batch(batch: Any, index: int, parts: int) -> Any:
-    """Part `index` of `parts` equal parts."""
+    """Part `index` of `parts` equal parts: rows of the tensors, items of tuples as long as the batch."""
     if parts == 1:
         return batch
     length = batch_length(batch)
     if length % parts:
-        raise UserError(f"expected a batch size that {parts} (processes x accumulate) divides, found {length}: change batch_size")
+        raise UserError(
+            f"expected a batch_size that processes x accumulate ({parts}) divides, found {length}: change it"
+        )
     rows = slice(index * length // parts, (index + 1) * length // parts)
 
     def cut(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.ndim:
-            return value[rows]
-        if isinstance(value, Mapping):
-            return {k: cut(v) for k, v in value.items()}
-        if isinstance(value, (tuple, list)) and len(value) == length:
-            return value[rows]
-        return value
+        sized = value.ndim > 0 if isinstance(value, Tensor) else isinstance(value, (tuple, list))
+        return value[rows] if sized and len(value) == length else value
 
-    return _map(batch, cut)
+    return _with(batch, {k: cut(v) for k, v in _items(batch).items()})
 
 
 def move(batch: Any, device: torch.device) -> Any:
-    return _map(batch, lambda v: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v)
+    items = _items(batch)
+    moved = {k: v.to(device, non_blocking=True) for k, v in items.items() if isinstance(v, Tensor)}
+    return _with(batch, {**items, **moved})
 
 
 def count_frames(batch: Any) -> int:
-    """Images in a batch: present views times their steps."""
-    mask = getattr(batch, "view_mask_BV", None)
-    if mask is None:
+    """Images in a batch: present views times their steps; 0 for a batch without images."""
+    items = _items(batch)
+    if "view_mask_BV" not in items:
         return 0
-    clips = getattr(batch, "frames_BTVCHW", None)
-    return int(mask.sum()) * (clips.shape[1] if clips is not None else 1)
+    return int(items["view_mask_BV"].sum()) * (
+        items["frames_BTVCHW"].shape[1] if "frames_BTVCHW" in items else 1
+    )
 
 
 def keep_batch(batch: Any, folder: Path, step: int) -> Path:
-    """The batch as `batch-STEP.safetensors` with what is not a tensor in its metadata."""
-    from safetensors.torch import save_file
-
-    named = batch if isinstance(batch, Mapping) else vars(batch) if dataclasses.is_dataclass(batch) else {"batch": batch}
-    tensors = {k: v.detach().cpu().contiguous() for k, v in named.items() if isinstance(v, Tensor)}
-    rest = {k: json.dumps(v, default=str) for k, v in named.items() if not isinstance(v, Tensor)}
+    """The batch as `batch-STEP.safetensors`, with what is not a tensor in its metadata."""
+    items = _items(batch)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in items.items() if isinstance(v, Tensor)}
+    rest = {k: json.dumps(v, default=str) for k, v in items.items() if not isinstance(v, Tensor)}
     path = folder / f"batch-{step:08d}.safetensors"
     save_file(tensors, path, metadata=rest)
     return path
-
-
-def _leaves(batch: Any) -> Iterator[Any]:
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        yield from (getattr(batch, f.name) for f in dataclasses.fields(batch))
-    elif isinstance(batch, Mapping):
-        yield from batch.values()
-    elif isinstance(batch, (tuple, list)):
-        yield from batch
-    else:
-        yield batch
-
-
-def _map(batch: Any, change: Callable[[Any], Any]) -> Any:
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        return dataclasses.replace(batch, **{f.name: change(getattr(batch, f.name)) for f in dataclasses.fields(batch)})
-    if isinstance(batch, Mapping):
-        return {k: change(v) for k, v in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(change(v) for v in batch)
-    return change(batch)

@@ -1,0 +1,199 @@
+"""`lawm compare A B`: two policies, episode by episode.
+
+    lawm compare evals/scratch evals/lawm
+    lawm compare "evals/scratch-0,evals/scratch-1" "evals/lawm-0,evals/lawm-1"     # seeds, in pairs
+
+The same task, initial state and seed is one pair. Evaluations whose protocols differ are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from lawm_policy import stats
+from lawm_policy.console import say
+from lawm_policy.sim import protocol
+from lawm_policy.sim.protocol import SUMMARY, Record
+from lawm_policy.stats import Pairs
+from lawm_policy.types import UserError
+
+
+@dataclass(frozen=True)
+class CompareArgs:
+    """Two evaluations, episode by episode, with paired statistics."""
+
+    a: Annotated[str, tyro.conf.Positional]
+    """An evaluation; or several, one a seed: separated by commas, or a folder of them."""
+    b: Annotated[str, tyro.conf.Positional]
+    """The same for the other side, in the same order."""
+    json: Path | None = None
+    """Write the numbers here too."""
+
+
+def run(args: CompareArgs) -> int:
+    """Prints what A and B did on the episodes they share."""
+    found = compare(evaluations(args.a), evaluations(args.b))
+    show(found)
+    if args.json is not None:
+        if args.json.exists():
+            raise UserError(f"expected a new file, found {args.json}: choose another")
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        protocol.write_atomically(args.json, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    return 0
+
+
+def evaluations(sides: str) -> list[Path]:
+    """The evaluation folders that one side names."""
+    folders: list[Path] = []
+    for name in filter(None, (part.strip() for part in sides.split(","))):
+        folder = Path(name)
+        inside = sorted(p.parent for p in folder.glob(f"*/{SUMMARY}"))
+        if (folder / SUMMARY).is_file() or not inside:
+            folders.append(folder)  # read() says what is wrong with one that is no evaluation
+        else:
+            folders += inside
+    if not folders:
+        raise UserError(f"expected evaluations, found {sides!r}: name a folder that `lawm eval` wrote")
+    return folders
+
+
+def compare(side_a: Sequence[Path], side_b: Sequence[Path]) -> dict[str, Any]:
+    """All numbers of the comparison, ready for JSON. Folder i of A is paired with folder i of B."""
+    if len(side_a) != len(side_b):
+        raise UserError(
+            f"expected as many evaluations on both sides, found {len(side_a)} and {len(side_b)}: "
+            "pair them by seed"
+        )
+    summaries = [protocol.read_summary(folder) for folder in (*side_a, *side_b)]
+    for folder, summary in zip((*side_a[1:], *side_b), summaries[1:], strict=True):
+        if found := protocol.difference(summaries[0]["protocol"], summary["protocol"]):
+            raise UserError(
+                f"expected equal protocols, found other {found} in {side_a[0]} and {folder}: evaluate alike"
+            )
+    seeds = [_pair(a, b) for a, b in zip(side_a, side_b, strict=True)]
+    shared = [pair for seed in seeds for pair in seed["pairs"]]
+    if not shared:
+        raise UserError(
+            f"expected episodes in common, found none in {side_a[0]} and {side_b[0]}: evaluate alike"
+        )
+    held_out = set(summaries[0]["protocol"].get("held_out", ()))
+    tasks = sorted({a.task for a, _ in shared})
+    per_seed = [Pairs.count(*_successes(seed["pairs"])) for seed in seeds if seed["pairs"]]
+    result = {
+        "a": [str(folder) for folder in side_a],
+        "b": [str(folder) for folder in side_b],
+        **_numbers(shared),
+        "seeds": [pairs.rate_b - pairs.rate_a for pairs in per_seed],
+        "over_seeds": None,
+        "tasks": {
+            task: {**_numbers([p for p in shared if p[0].task == task]), "held_out": task in held_out}
+            for task in tasks
+        },
+        "left_out": {key: sum(seed[key] for seed in seeds) for key in ("errors", "only_in_a", "only_in_b")},
+    }
+    if len(per_seed) > 1:
+        result["over_seeds"] = stats.seed_difference(result["seeds"]).to_json()
+    result["verdict"] = _verdict(result)
+    return result
+
+
+def show(found: dict[str, Any]) -> None:
+    """The table, as the terminal allows; plain text when piped."""
+    from rich.console import Console
+    from rich.table import Table
+
+    # Piped, no window limits the width: a cut number would be a wrong number.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", "A", "B", "B - A", "95% interval", "only A", "only B", "p", "to decide"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for name, n in found["tasks"].items():
+        table.add_row(*_cells(f"{name}{' *' if n['held_out'] else ''}", n))
+    table.add_row(*_cells("all", found), style="bold")
+    console.print(table)
+    if any(n["held_out"] for n in found["tasks"].values()):
+        print("* held out of pretraining")
+    if len(found["seeds"]) > 1:
+        points = ", ".join(f"{100 * d:+.1f}" for d in found["seeds"])
+        print(f"over {len(found['seeds'])} seeds, in points: {points}")
+    print(found["verdict"])
+    if found["to_decide"] and found["to_decide"] > found["pairs"]:
+        print(
+            f"To find a difference of this size with power 80%: about {found['to_decide']} paired episodes "
+            f"({found['pairs']} here)."
+        )
+    print(stats.ONE_LOOK)
+    out = found["left_out"]
+    if any(out.values()):
+        say(
+            f"left out: {out['errors']} pairs with an error, {out['only_in_a']} episodes only in A, "
+            f"{out['only_in_b']} only in B"
+        )
+
+
+def _pair(a: Path, b: Path) -> dict[str, Any]:
+    ours, theirs = ({r.episode: r for r in protocol.read(folder)} for folder in (a, b))
+    shared = [(ours[key], theirs[key]) for key in sorted(ours.keys() & theirs.keys())]
+    ended = [pair for pair in shared if all(r.error is None for r in pair)]
+    return {
+        "pairs": ended,
+        "errors": len(shared) - len(ended),
+        "only_in_a": len(ours.keys() - theirs.keys()),
+        "only_in_b": len(theirs.keys() - ours.keys()),
+    }
+
+
+def _successes(pairs: Sequence[tuple[Record, Record]]) -> tuple[list[bool], list[bool]]:
+    return [bool(a.success) for a, _ in pairs], [bool(b.success) for _, b in pairs]
+
+
+def _numbers(shared: Sequence[tuple[Record, Record]]) -> dict[str, Any]:
+    pairs = Pairs.count(*_successes(shared))
+    difference = stats.paired_difference(pairs)
+    return {
+        "pairs": pairs.total,
+        "rate_a": pairs.rate_a,
+        "rate_b": pairs.rate_b,
+        "only_a": pairs.only_a,
+        "only_b": pairs.only_b,
+        "difference": difference.to_json(),
+        "p_value": stats.mcnemar_exact(pairs.only_a, pairs.only_b),
+        "to_decide": stats.episodes_to_decide(difference.value, (pairs.only_a + pairs.only_b) / pairs.total),
+    }
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """Over seeds where there are several: a new seed varies more than a new episode."""
+    if found["over_seeds"]:
+        interval = _interval(found["over_seeds"])
+        return stats.verdict(interval) + f" Student's t over {len(found['seeds'])} seeds."
+    return stats.verdict(_interval(found["difference"]), found["p_value"])
+
+
+def _interval(found: dict[str, float | None]) -> stats.Interval:
+    value, low, high = found["value"], found["low"], found["high"]
+    assert value is not None
+    return stats.Interval(value, -math.inf if low is None else low, math.inf if high is None else high)
+
+
+def _cells(name: str, n: dict[str, Any]) -> list[str]:
+    d = n["difference"]
+    return [
+        name,
+        f"{100 * n['rate_a']:.1f}%",
+        f"{100 * n['rate_b']:.1f}%",
+        f"{100 * d['value']:+.1f}",
+        f"{100 * d['low']:+.1f} to {100 * d['high']:+.1f}",
+        str(n["only_a"]),
+        str(n["only_b"]),
+        f"{n['p_value']:.3f}",
+        "-" if n["to_decide"] is None else str(n["to_decide"]),
+    ]

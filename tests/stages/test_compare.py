@@ -1,0 +1,110 @@
+"""Pairs are pairs: by task, initial state and seed, under one protocol."""
+
+import json
+
+import pytest
+
+from lawm_policy.sim import protocol
+from lawm_policy.sim.protocol import Record
+from lawm_policy.stages import compare
+from lawm_policy.stages.compare import CompareArgs
+from lawm_policy.types import UserError
+
+PROTOCOL = {"suite": "tabletop", "execute": 8, "visuals": {"distractors": 0}, "held_out": ["push"]}
+
+
+def evaluation(folder, successes, execute=8, distractors=0, **states):
+    """`successes`: task -> string of 1, 0 and e (an error), one a state, written in reverse order."""
+    folder.mkdir(parents=True)
+    lines = [
+        Record(
+            "tabletop",
+            task,
+            200_000 + i,
+            0,
+            None if c == "e" else c == "1",
+            9,
+            "X" if c == "e" else None,
+            0.1,
+            "s",
+        )
+        for task, outcomes in successes.items()
+        for i, c in enumerate(outcomes)
+    ]
+    told = {**PROTOCOL, "execute": execute, "visuals": {"distractors": distractors}}
+    (folder / "summary.json").write_text(json.dumps({"protocol": told}))
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(vars(r)) + "\n" for r in reversed(lines)))
+    return folder
+
+
+def test_pairs_by_cell_not_by_line(tmp_path):
+    a = evaluation(tmp_path / "a", {"pick": "1010" * 5, "push": "0" * 20})
+    b = evaluation(tmp_path / "b", {"push": "1" * 20, "pick": "1010" * 5})
+    found = compare.compare([a], [b])
+    assert (found["pairs"], found["only_a"], found["only_b"]) == (40, 0, 20)
+    assert found["rate_a"] == 0.25 and found["rate_b"] == 0.75
+    assert found["difference"]["value"] == 0.5 and found["difference"]["low"] > 0.3
+    assert found["p_value"] == pytest.approx(2 / 2**20)
+    assert found["tasks"]["pick"]["p_value"] == 1 and found["tasks"]["pick"]["to_decide"] is None
+    assert found["tasks"]["push"]["held_out"] and not found["tasks"]["pick"]["held_out"]
+    assert found["verdict"].startswith("B is better than A")
+
+
+def test_errors_and_missing_episodes_are_left_out_and_counted(tmp_path, capsys):
+    a = evaluation(tmp_path / "a", {"pick": "11e0"})
+    b = evaluation(tmp_path / "b", {"pick": "1e001"})
+    assert compare.run(CompareArgs(str(a), str(b))) == 0
+    printed = capsys.readouterr()
+    assert "left out: 2 pairs with an error, 0 episodes only in A, 1 only in B" in printed.err
+    assert "Undecided" in printed.out and "chosen beforehand" in printed.out
+
+
+def test_several_seeds(tmp_path, capsys):
+    for seed, (a, b) in enumerate([("1000", "1110"), ("0000", "1100"), ("1100", "1111")]):
+        evaluation(tmp_path / "a" / str(seed), {"pick": a * 5})
+        evaluation(tmp_path / "b" / str(seed), {"pick": b * 5})
+    compare.run(CompareArgs(str(tmp_path / "a"), str(tmp_path / "b"), json=tmp_path / "out.json"))
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["seeds"] == [0.5, 0.5, 0.5] and found["over_seeds"] == {
+        "value": 0.5,
+        "low": 0.5,
+        "high": 0.5,
+    }
+    assert found["pairs"] == 60 and "Student's t over 3 seeds" in found["verdict"]
+    listed = ",".join(str(tmp_path / "a" / str(s)) for s in range(3))
+    assert compare.evaluations(listed) == compare.evaluations(str(tmp_path / "a"))
+
+
+def test_table_is_plain_and_whole_when_piped(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    name = "put_the_red_block_in_the_blue_bowl_and_close_the_drawer"
+    a, b = evaluation(tmp_path / "a", {name: "10" * 30}), evaluation(tmp_path / "b", {name: "11" * 29 + "01"})
+    compare.run(CompareArgs(str(a), str(b)))
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if line.startswith(name))
+    assert "\x1b" not in out and row.split()[1:4] == ["50.0%", "98.3%", "+48.3"]
+    assert row.split()[-4:-1] == ["1", "30", "0.000"]
+
+
+def test_refusals(tmp_path):
+    a = evaluation(tmp_path / "a", {"pick": "10"})
+    for b, message in [
+        (evaluation(tmp_path / "b", {"pick": "10"}, distractors=2), "visuals.distractors: 0 and 2"),
+        (evaluation(tmp_path / "c", {"pick": "10"}, execute=4), "execute: 8 and 4"),
+        (evaluation(tmp_path / "d", {"push": "10"}), "episodes in common, found none"),
+        (tmp_path / "nowhere", "found no summary.json"),
+        (f"{a},{a}", "as many evaluations on both sides, found 1 and 2"),
+        (" , ", "expected evaluations"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            compare.run(CompareArgs(str(a), str(b)))
+        assert "\n" not in str(caught.value)
+    (tmp_path / "a" / "summary.json").write_text("{")
+    with pytest.raises(UserError, match="expected JSON"):
+        compare.run(CompareArgs(str(a), str(a)))
+
+
+def test_difference_names_the_first_key():
+    assert protocol.difference({"a": 1, "b": {"c": [1]}}, {"a": 1, "b": {"c": [1]}}) is None
+    assert protocol.difference({"b": {"c": [1]}}, {"b": {"c": [2]}}) == "b.c: [1] and [2]"
+    assert protocol.difference({"a": 1}, {}) == "a: 1 and null"

@@ -235,15 +235,6 @@ def read(folder: Path) -> list[Record]:
     return records
 
 
-def write_atomically(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.writing")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
 def read_summary(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY
     try:

@@ -20,6 +20,7 @@ import tyro
 
 from lawm_policy import stats
 from lawm_policy.console import say
+from lawm_policy.runs import write_text
 from lawm_policy.sim import protocol
 from lawm_policy.sim.protocol import SUMMARY, Record
 from lawm_policy.stats import Pairs
@@ -46,7 +47,7 @@ def run(args: CompareArgs) -> int:
         if args.json.exists():
             raise UserError(f"expected a new file, found {args.json}: choose another")
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        protocol.write_atomically(args.json, json.dumps(found, indent=1, allow_nan=False) + "\n")
+        write_text(args.json, json.dumps(found, indent=1, allow_nan=False) + "\n")
     return 0
 
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import platform
-import shlex
 import shutil
 import sys
 import time
@@ -25,6 +23,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lawm_policy.console import progress, say
+from lawm_policy.runs import versions, write_text
 from lawm_policy.sim import protocol
 from lawm_policy.sim.protocol import (
     EPISODES,
@@ -142,7 +141,12 @@ def run(args: EvaluateArgs) -> int:
                 done.append(record)
                 bar.advance(note=rate_line(protocol.count(done)))
         numbers = protocol.summarize(done, suite.held_out)
-        _write_summary(args.out, summary | _provenance(time.time() - began), numbers, complete=True)
+        _write_summary(
+            args.out,
+            summary | {"seconds": round(time.time() - began, 1), "versions": versions()},
+            numbers,
+            complete=True,
+        )
     show(numbers, args.out)
     for record in done:
         if record.error is not None:
@@ -322,7 +326,7 @@ def _open(
         # The summary is written first, so episodes without one are nobody's.
         done = _recover(out, summary, cells) if (out / SUMMARY).exists() else []
         lines = "".join(json.dumps(asdict(record), allow_nan=False) + "\n" for record in done)
-        protocol.write_atomically(out / EPISODES, lines)
+        write_text(out / EPISODES, lines)
         _write_summary(
             out, summary, protocol.summarize(done, summary["protocol"]["held_out"]), complete=False
         )
@@ -354,17 +358,4 @@ def _recover(out: Path, summary: dict[str, Any], cells: list[Episode]) -> list[R
 
 def _write_summary(out: Path, summary: dict[str, Any], numbers: dict[str, Any], complete: bool) -> None:
     whole = {"complete": complete, **summary, **numbers}
-    protocol.write_atomically(out / SUMMARY, json.dumps(whole, indent=1, allow_nan=False) + "\n")
-
-
-def _provenance(seconds: float) -> dict[str, Any]:
-    torch = sys.modules.get("torch")
-    return {
-        "seconds": round(seconds, 1),
-        "command": shlex.join(["lawm", *sys.argv[1:]]),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__) if torch else None,
-            "platform": platform.platform(terse=True),
-        },
-    }
+    write_text(out / SUMMARY, json.dumps(whole, indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,1 @@
+"""Episodes on disk, the decoded cache, and the batches that training draws from them."""

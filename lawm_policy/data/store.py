@@ -1,0 +1,239 @@
+"""Reading episode stores: a LeRobot v3 dataset folder, written by us or by LeRobot."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lawm_policy.data import layout
+from lawm_policy.data.store_repair import automatic_split, column_values, group_name, recover
+from lawm_policy.data.store_writer import StoreLock, StoreWriter
+from lawm_policy.data.video import VideoError, read_frames
+from lawm_policy.types import UserError
+
+__all__ = ["Episode", "EpisodeStore", "StoreWriter"]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What is known about one episode without reading it."""
+
+    index: int
+    length: int
+    text: str  # instruction or caption; "" where there is none
+    task: str
+    embodiment: str
+    split: str  # "train" or "val"
+    source: str
+    cameras: tuple[str, ...]  # those that were really there
+
+    @property
+    def group(self) -> str:
+        """What label subsets count by: the task's name, else the instruction."""
+        return self.task or self.text
+
+
+class EpisodeStore:
+    """An opened store. Use `EpisodeStore.open(path)`."""
+
+    def __init__(
+        self, path: Path, info: dict[str, Any], extra: dict[str, Any], rows: list[dict[str, Any]]
+    ) -> None:
+        self.path = path
+        self.info = info
+        self.fps: int = int(info["fps"])
+        features = info["features"]
+        self.cameras: dict[str, tuple[int, int]] = {
+            key.removeprefix(layout.IMAGE_PREFIX): (int(f["shape"][0]), int(f["shape"][1]))
+            for key, f in features.items()
+            if f["dtype"] == "video"
+        }
+        self.state_names = _names(features.get(layout.STATE))
+        self.action_names = _names(features.get(layout.ACTION))
+        self.robot: dict[str, Any] | None = extra.get("robot")
+        self.rows = rows
+        self.episodes = _episodes(rows, tuple(self.cameras), info.get("robot_type"))
+        self._tables: dict[Path, pa.Table] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> EpisodeStore:
+        """Opens a store; one whose writing was interrupted is first brought to rest, and that is said."""
+        root = Path(path)
+        info_path = root / layout.INFO
+        if not root.is_dir():
+            raise UserError(
+                f"expected an episode store at {root}, found {'a file' if root.exists() else 'nothing'}"
+            )
+        if not info_path.exists():
+            found = "an empty folder" if not any(root.iterdir()) else "no meta/info.json"
+            raise UserError(
+                f"expected an episode store at {root}, found {found}: make one with `lawm import`"
+            )
+        if (root / layout.WORK).exists():
+            lock = StoreLock(root)
+            try:
+                recovery = recover(root)
+            finally:
+                lock.release()
+            if recovery is not None:
+                logger.warning("%s: %s", root, recovery)
+        try:
+            info = json.loads(info_path.read_text())
+            extra_path = root / layout.EXTRA
+            extra = json.loads(extra_path.read_text()) if extra_path.exists() else {}
+            tables = sorted((root / layout.EPISODES).glob("*/*.parquet"))
+            rows = [row for table in tables for row in _read_rows(table)]
+            version = info["codebase_version"]
+            if not str(version).startswith("v3."):
+                raise UserError(
+                    f"expected a v3 dataset at {root}, found {version}: convert it with LeRobot's own script"
+                )
+            images = [k for k, f in info["features"].items() if f["dtype"] == "image"]
+            if images:
+                raise UserError(f"expected cameras as video at {root}, found image files for {images[0]}")
+            store = cls(root, info, extra, rows)
+        except (json.JSONDecodeError, UnicodeDecodeError, pa.ArrowException, KeyError, TypeError) as error:
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(
+                f"expected a readable episode store at {root}, found damaged metadata ({what}): "
+                f"see `lawm inspect {root}`"
+            ) from error
+        if not rows:
+            raise UserError(f"expected episodes in {root}, found none: was its import interrupted at once?")
+        return store
+
+    @property
+    def labelled(self) -> bool:
+        return self.state_names is not None and self.action_names is not None
+
+    def state(self, index: int) -> np.ndarray:
+        """(T, P) float32."""
+        return self._column(index, layout.STATE, self.state_names)
+
+    def actions(self, index: int) -> np.ndarray:
+        """(T, A) float32; row t was sent after frame t and state t were observed."""
+        return self._column(index, layout.ACTION, self.action_names)
+
+    def timestamps(self, index: int) -> np.ndarray:
+        """(T,) float64 seconds from the episode's start."""
+        return self._column(index, "timestamp", ("timestamp",))[:, 0].astype(np.float64)
+
+    def _column(self, index: int, key: str, names: tuple[str, ...] | None) -> np.ndarray:
+        if names is None:
+            raise UserError(f"expected {key} in {self.path}, found unlabelled video: use a labelled store")
+        table = self._table(self.data_file(index))
+        first, last = np.searchsorted(np.asarray(table.column("episode_index")), [index, index + 1])
+        values = column_values(table.slice(first, last - first), key, len(names))
+        if len(values) != self.episodes[index].length:
+            raise UserError(
+                f"expected {self.episodes[index].length} rows of episode {index} in "
+                f"{self.data_file(index)}, found {len(values)}: see `lawm inspect {self.path}`"
+            )
+        return values.astype(np.float32) if key != "timestamp" else values
+
+    def _table(self, path: Path) -> pa.Table:
+        if path not in self._tables:
+            self._tables.clear()  # one file at a time: episodes are read in order
+            try:
+                self._tables[path] = pq.read_table(path)
+            except (pa.ArrowException, OSError) as error:
+                raise UserError(
+                    f"expected readable rows in {path}, found {str(error).splitlines()[0]}: "
+                    f"see `lawm inspect {self.path}`"
+                ) from error
+        return self._tables[path]
+
+    def data_file(self, index: int) -> Path:
+        row = self.rows[index]
+        return self.path / self.info["data_path"].format(
+            chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
+        )
+
+    def video_file(self, index: int, camera: str) -> tuple[Path, float]:
+        """The file that holds an episode's video, and the second at which it begins there."""
+        key = layout.IMAGE_PREFIX + camera
+        row = self.rows[index]
+        path = self.info["video_path"].format(
+            video_key=key,
+            chunk_index=row[f"videos/{key}/chunk_index"],
+            file_index=row[f"videos/{key}/file_index"],
+        )
+        return self.path / path, float(row[f"videos/{key}/from_timestamp"])
+
+    def frames(self, index: int, camera: str, size: int | None = None) -> np.ndarray:
+        """(T, H, W, 3) uint8, decoded now; with `size`, the centre square reduced to it."""
+        if camera not in self.cameras:
+            raise UserError(f"expected one of the cameras {sorted(self.cameras)}, found {camera!r}")
+        path, start = self.video_file(index, camera)
+        times = np.arange(self.episodes[index].length) / self.fps
+        try:
+            return read_frames(path, times, start=start, tolerance=0.5 / self.fps, size=size)
+        except VideoError as error:
+            raise UserError(f"{error}: see `lawm inspect {self.path}`") from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the content: changes with any episode, caption, split or video; not with the folder's name."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps([self.info["features"], self.fps, self.robot], sort_keys=True).encode())
+        digest.update(json.dumps(self.rows, sort_keys=True).encode())
+        for folder in ("data", "videos"):
+            for path in sorted(p for p in (self.path / folder).rglob("*") if p.is_file()):
+                size = path.stat().st_size
+                digest.update(f"{path.relative_to(self.path)}:{size}".encode())
+                with path.open("rb") as file:  # both ends tell two files of one size apart
+                    digest.update(file.read(65536))
+                    file.seek(max(0, size - 65536))
+                    digest.update(file.read())
+        return digest.hexdigest()
+
+
+def _read_rows(table: Path) -> list[dict[str, Any]]:
+    columns = [name for name in pq.read_schema(table).names if not name.startswith("stats/")]
+    rows: list[dict[str, Any]] = pq.read_table(table, columns=columns).to_pylist()
+    return rows
+
+
+def _names(feature: dict[str, Any] | None) -> tuple[str, ...] | None:
+    if feature is None:
+        return None
+    names = feature.get("names")
+    if isinstance(names, dict):  # LeRobot also writes {"motors": [...]} or {"axes": [...]}
+        names = next(iter(names.values()))
+    width = int(np.prod(feature["shape"]))
+    return tuple(names) if names and len(names) == width else tuple(f"d{i}" for i in range(width))
+
+
+def _episodes(rows: list[dict[str, Any]], cameras: tuple[str, ...], robot_type: str | None) -> list[Episode]:
+    episodes = []
+    seen: dict[str, int] = {}
+    for row in rows:
+        text = row["tasks"][0] if row["tasks"] else ""
+        task = row.get("lawm/task") or ""
+        body = row.get("lawm/embodiment") or robot_type or ""
+        group = group_name(body, task or text)
+        position = seen.get(group, 0)
+        seen[group] = position + 1
+        episodes.append(
+            Episode(
+                index=int(row["episode_index"]),
+                length=int(row["length"]),
+                text=text,
+                task=task,
+                embodiment=body,
+                split=row.get("lawm/split") or automatic_split(group, position),
+                source=row.get("lawm/source") or "",
+                cameras=tuple(row.get("lawm/cameras") or cameras),
+            )
+        )
+    return episodes

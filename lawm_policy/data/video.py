@@ -1,0 +1,241 @@
+"""Reading and writing video files: PyAV and nothing else.
+
+Stored video is H.264, GOP 2, no B-frames, yuv420p, one constant rate: any frame is one packet away
+from a key frame, and packets of two episodes can be joined without encoding again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+GOP = 2
+CRF = 18
+TICKS = 1000  # of the container's clock in one frame: no timestamp is ever rounded
+
+
+class VideoError(ValueError):
+    """A video file that cannot be read to the end that was asked for."""
+
+
+class VideoWriter:
+    """Writes one constant-rate H.264 file; frames are (H, W, 3) uint8 or ready-made yuv420p."""
+
+    def __init__(self, path: Path, fps: int, height: int, width: int) -> None:
+        if height % 2 or width % 2:
+            raise ValueError(f"expected even frame sizes, found {height}x{width}: resize to even numbers")
+        self.frames = 0
+        self.fps = fps
+        self._size = (height, width)
+        self._container = av.open(
+            str(path), "w", format="mp4", options={"video_track_timescale": str(fps * TICKS)}
+        )
+        # One thread: episodes are encoded side by side, and the bytes do not depend on the machine.
+        options = {"crf": str(CRF), "preset": "veryfast", "g": str(GOP), "bf": "0", "sc_threshold": "0"}
+        self._stream = self._container.add_stream("libx264", rate=fps, options=options)
+        self._stream.height, self._stream.width = height, width
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.thread_count = 1
+
+    def add(self, frame: np.ndarray | av.VideoFrame) -> None:
+        if isinstance(frame, np.ndarray):
+            if frame.shape != (*self._size, 3) or frame.dtype != np.uint8:
+                raise ValueError(
+                    f"expected frames of shape {(*self._size, 3)} uint8, found {frame.shape} {frame.dtype}"
+                )
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        frame.pts = self.frames
+        frame.time_base = Fraction(1, self.fps)
+        frame.pict_type = 0  # the encoder decides: a decoded source frame carries its own type
+        self._container.mux(self._stream.encode(frame))
+        self.frames += 1
+
+    def close(self) -> None:
+        self._container.mux(self._stream.encode())
+        self._container.close()
+
+
+def write_video(path: Path, frames_THWC: np.ndarray, fps: int) -> None:
+    writer = VideoWriter(path, fps, *frames_THWC.shape[1:3])
+    for frame in frames_THWC:
+        writer.add(frame)
+    writer.close()
+
+
+def join_videos(parts: list[Path], out: Path, fps: int) -> list[tuple[float, float]]:
+    """Concatenates files of one size and rate by copying packets; says where each begins and ends."""
+    spans: list[tuple[float, float]] = []
+    frames = 0
+    clock = fps * TICKS
+    with av.open(str(out), "w", format="mp4", options={"video_track_timescale": str(clock)}) as target:
+        stream: Any = None
+        for part in parts:
+            with av.open(str(part)) as source:
+                video = source.streams.video[0]
+                if stream is None:
+                    stream = target.add_stream_from_template(video)
+                first = frames
+                for packet in source.demux(video):
+                    if packet.pts is None:  # the flushing packet
+                        continue
+                    packet.pts = packet.dts = frames * TICKS
+                    packet.duration = TICKS
+                    packet.time_base = Fraction(1, clock)
+                    packet.stream = stream
+                    target.mux(packet)
+                    frames += 1
+            spans.append((first / fps, frames / fps))
+    return spans
+
+
+def same_encoding(a: Path, b: Path) -> bool:
+    """Whether the packets of `b` can follow those of `a` in one file."""
+    headers = []
+    for path in (a, b):
+        with av.open(str(path)) as container:
+            headers.append(bytes(container.streams.video[0].codec_context.extradata or b""))
+    return headers[0] == headers[1]
+
+
+@dataclass(frozen=True)
+class Packets:
+    """What a file says about itself without decoding."""
+
+    times: np.ndarray  # seconds, sorted, from the container's own clock
+    height: int
+    width: int
+    codec: str
+    rate: float  # frames a second, on average
+    promised: float  # seconds the header promises; 0 when it says nothing
+
+
+def scan_packets(path: Path) -> Packets:
+    """Demultiplexes the first video stream: frame times and sizes, at disk speed."""
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        base = float(stream.time_base or 0)
+        times: list[float] = []
+        try:
+            for packet in container.demux(stream):
+                moment = packet.pts if packet.pts is not None else packet.dts
+                if packet.size and moment is not None:
+                    times.append(float(moment * base))
+        except av.FFmpegError as error:
+            raise VideoError(f"{path.name} is damaged after {len(times)} frames: {error}") from error
+        if not times:
+            raise VideoError("no video frames")
+        promised = float(stream.duration * base) if stream.duration else (container.duration or 0) / 1e6
+        context = stream.codec_context
+        ordered = np.sort(np.asarray(times))
+        span = ordered[-1] - ordered[0]
+        rate = (len(ordered) - 1) / span if span > 0 else float(stream.average_rate or 1)
+        return Packets(ordered, context.height, context.width, context.name, rate, promised)
+
+
+def count_frames(path: Path) -> int:
+    return len(scan_packets(path).times)
+
+
+def decode_at(
+    path: Path, times: np.ndarray, *, tolerance: float, start: float = 0.0
+) -> Iterator[av.VideoFrame]:
+    """Yields, for each of the ascending `times` (seconds after `start`), the nearest decoded frame.
+
+    Consecutive equal frames are the same object. Raises VideoError where the nearest frame is
+    further away than `tolerance`.
+    """
+    wanted = np.asarray(times, dtype=np.float64) + start
+    if not len(wanted):
+        return
+    position = 0
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        base = float(stream.time_base or 0)
+        if wanted[0] > 0:
+            container.seek(max(0, int((wanted[0] - tolerance) / base)), stream=stream, backward=True)
+        before: av.VideoFrame | None = None
+        before_time = -np.inf
+        try:
+            for frame in container.decode(stream):
+                if frame.pts is None:
+                    continue
+                now = float(frame.pts) * base
+                while position < len(wanted) and wanted[position] <= now:
+                    nearest, when = (
+                        (before, before_time)
+                        if before is not None and wanted[position] - before_time <= now - wanted[position]
+                        else (frame, now)
+                    )
+                    _check_near(wanted[position], when, tolerance, path)
+                    yield nearest
+                    position += 1
+                if position == len(wanted):
+                    return
+                before, before_time = frame, now
+        except av.FFmpegError as error:
+            raise VideoError(f"{path.name} cannot be decoded after {before_time:.2f} s: {error}") from error
+        while position < len(wanted):  # the last frame stands for what little follows it
+            _check_near(wanted[position], before_time, tolerance, path)
+            assert before is not None
+            yield before
+            position += 1
+
+
+def _check_near(wanted: float, found: float, tolerance: float, path: Path) -> None:
+    if abs(wanted - found) > tolerance:
+        raise VideoError(
+            f"expected a frame of {path.name} at {wanted:.3f} s, nearest is at {found:.3f} s "
+            f"(tolerance {tolerance:.3f} s)"
+        )
+
+
+def square_rgb(frame: av.VideoFrame, size: int | None) -> np.ndarray:
+    """(S, S, 3) uint8: the centre square, reduced by area averaging; the whole frame if size is None."""
+    image = frame.to_ndarray(format="rgb24")
+    if size is None:
+        return image
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    image = image[top : top + side, left : left + side]
+    if side == size:
+        return image
+    if side % size == 0:  # whole blocks: the exact mean
+        step = side // size
+        blocks = image.reshape(size, step, size, step, 3).astype(np.uint16 if step < 16 else np.uint32)
+        return ((blocks.sum(axis=(1, 3)) + step * step // 2) // (step * step)).astype(np.uint8)
+    scaled = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24").reformat(
+        width=size, height=size, interpolation="AREA"
+    )
+    return scaled.to_ndarray(format="rgb24")
+
+
+def read_frames(
+    path: Path, times: np.ndarray, *, tolerance: float, start: float = 0.0, size: int | None = None
+) -> np.ndarray:
+    """(N, H, W, 3) uint8 at `times`; see `decode_at`."""
+    out: list[np.ndarray] = []
+    last: av.VideoFrame | None = None
+    for frame in decode_at(path, times, tolerance=tolerance, start=start):
+        out.append(out[-1] if frame is last else square_rgb(frame, size))
+        last = frame
+    return np.stack(out)
+
+
+def _opened(path: Path) -> Any:
+    """An input container with at least one video stream, or VideoError."""
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path.name} cannot be opened: {error}") from error
+    if not container.streams.video:
+        container.close()
+        raise VideoError(f"{path.name} has no video stream")
+    return container

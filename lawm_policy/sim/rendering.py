@@ -1,0 +1,58 @@
+"""Off-screen rendering: which OpenGL to use, and a renderer without the costly effects."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import sys
+import weakref
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lawm_policy.types import UserError
+
+if TYPE_CHECKING:
+    import mujoco
+
+NO_BACKEND = "disable"  # MuJoCo's own word: physics works, rendering does not
+
+
+def choose_backend() -> str:
+    """Set MUJOCO_GL if the user has not: EGL, then OSMesa, then none. Must run before `import mujoco`."""
+    if sys.platform == "linux" and not os.environ.get("MUJOCO_GL"):
+        found = [name for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")) if ctypes.util.find_library(library)]
+        os.environ["MUJOCO_GL"] = found[0] if found else NO_BACKEND
+        # PyOpenGL reads its own variable, and must agree with MuJoCo's.
+        if found:
+            os.environ.setdefault("PYOPENGL_PLATFORM", found[0])
+    # One core an environment: a software rasteriser that spreads over all cores starves its neighbours.
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+    return os.environ.get("MUJOCO_GL", "")
+
+
+class CameraRig:
+    """Renders named cameras of one model at one size. Owns a GL context: use it in the process that made it."""
+
+    def __init__(self, model: mujoco.MjModel, size: int, effects: bool = False):
+        import mujoco
+
+        if os.environ.get("MUJOCO_GL") == NO_BACKEND:
+            raise UserError(
+                "expected an OpenGL library (EGL or OSMesa) to render images, found none: "
+                "run `apt-get install libegl1 libosmesa6`, or use images=False"
+            )
+        self._renderer = mujoco.Renderer(model, size, size)
+        # Freed at exit at the latest, while OpenGL is still there to free it.
+        self._finalizer = weakref.finalize(self, self._renderer.close)
+        if not effects:
+            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+                self._renderer.scene.flags[flag] = 0
+
+    def render(self, data: mujoco.MjData, camera: str) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        self._renderer.update_scene(data, camera=camera)
+        return self._renderer.render()
+
+    def close(self) -> None:
+        self._finalizer()

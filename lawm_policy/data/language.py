@@ -73,7 +73,9 @@ class PretrainedEncoder(nn.Module):
     @staticmethod
     def _load(name: str) -> tuple[Any, Any]:
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             model = AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
@@ -83,7 +85,9 @@ class PretrainedEncoder(nn.Module):
                 f"expected a transformers text encoder with safetensors at '{name}', found none ({reason}): "
                 "give a folder or a name that is already downloaded, or set language.encoder=ngrams"
             ) from error
-        return tokenizer, getattr(model, "encoder", model).eval().requires_grad_(False)
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
+        return tokenizer, model.eval().requires_grad_(False)
 
     @torch.no_grad()
     def _encode(self, text: str) -> Tensor:

@@ -45,7 +45,7 @@ class InverseEncoder(nn.Module):
         frames = to_unit(clip.frames_BTVCHW)
         pairs = torch.cat([frames[:, :-1], frames[:, 1:] - frames[:, :-1]], dim=3)
         b, t, v = pairs.shape[:3]
-        x = self.stem(pairs.flatten(0, 2).contiguous(memory_format=torch.channels_last))
+        x = self.stem(pairs.flatten(0, 2))
         x_NVD = self.flat(x.flatten(1)).view(b * t, v, -1) + self.view_embedding_VD[:v]
         mask_NV = clip.view_mask_BV.repeat_interleave(t, dim=0)
         return self.mix(masked_mean(x_NVD, mask_NV)).view(b, t, -1)

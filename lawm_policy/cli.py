@@ -17,7 +17,7 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
@@ -93,7 +93,8 @@ def parse(args_class: type[Any], argv: Sequence[str], prog: str) -> Any:
     _check_options(args_class, rest)
     err = io.StringIO()
     try:
-        with contextlib.redirect_stderr(err):
+        asked = {"-h", "--help"} & set(rest)
+        with contextlib.redirect_stderr(err), contextlib.nullcontext() if asked else _wide():
             args = tyro.cli(
                 args_class,
                 args=rest,
@@ -106,6 +107,20 @@ def parse(args_class: type[Any], argv: Sequence[str], prog: str) -> Any:
             return None
         raise UserError(_one_line(err.getvalue(), prog)) from None
     return dataclasses.replace(args, overrides=overrides) if overrides else args
+
+
+@contextlib.contextmanager
+def _wide() -> Iterator[None]:
+    """The parser frames its errors to the terminal's width; they are unframed more safely without breaks."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "1000"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
 
 
 def _help() -> str:
@@ -188,9 +203,14 @@ def _check_options(args_class: type[Any], argv: Sequence[str]) -> None:
 
 
 # What the parser says, without its frame -> what we say. A message not listed is shown as it is.
+_BAD_VALUES = (
+    (r"no type matching (.*?) could be instantiated from \[(.*?)\].*", "expected {1} for {0}, found {2}"),
+    (r"invalid literal for int\(\) with base 10: ('.*?') .*", "expected a whole number for {0}, found {1}"),
+    (r"could not convert string to float: ('.*?') .*", "expected a number for {0}, found {1}"),
+    (r"(.*?) Argument helptext.*", "expected a valid {0}, found {1}"),
+)
 _PARSER_MESSAGES = (
-    (r"Required options Missing from .*?: (.*)", "expected {0}, found nothing for it"),
-    (r"Value error Error parsing (.*?): (.*?) Argument helptext.*", "expected a valid {0}, found {1}"),
+    *((r"Value error Error parsing ([^\s:]+).*?: " + pattern, form) for pattern, form in _BAD_VALUES),
     (
         r"Invalid choice invalid choice (.*?) for argument '(.*?)'. Expected one of \((.*?),?\).*",
         "expected {1} among {2}, found {0}",
@@ -206,9 +226,14 @@ _PARSER_MESSAGES = (
 
 def _one_line(box: str, prog: str) -> str:
     """The parser's framed message as one line."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    text = " ".join(re.sub(r"[\u2500-\u257f]", " ", text).split())
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    plain = re.sub(r"[\u2500-\u257f]|-{5,}", " ", plain)  # the frame, also as plain terminals show it
+    named = re.findall(r"^ {6}(\S.*?) *$", plain, re.MULTILINE)  # options stand at this depth
+    missing = [name for name in named if not name.startswith(prog)]
+    text = " ".join(plain.split())
     text = re.sub(r"For full helptext.*$", "", text).strip()
+    if text.startswith("Required options") and missing:
+        text = f"expected {' and '.join(missing)}, found nothing for {'it' if len(missing) == 1 else 'them'}"
     for pattern, form in _PARSER_MESSAGES:
         if match := re.fullmatch(pattern, text):
             text = form.format(*match.groups())

@@ -91,10 +91,12 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's idea of booleans and numbers (`no` is text, `1e-4` a number); repeated keys fail."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise UserError(f"expected each key once, found {key!r} twice{node.start_mark}: keep one")
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise UserError(f"expected each key once, found {key.value!r} again in line {line}: keep one")
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -1,0 +1,102 @@
+"""What the documents say is true: their commands parse, their links lead somewhere, their Python runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from lawm_policy import checkpoint, cli, config
+from lawm_policy.data.normalize import Normalization
+from lawm_policy.policies.latent_policy import LatentPolicy, LatentPolicyConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def commands(document):
+    """Every `lawm ...` line of the document's shell blocks."""
+    text = (ROOT / document).read_text()
+    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if re.match(r"\s*(\.venv/bin/)?lawm\s", line)]
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_every_command_in_the_documents_is_understood(document):
+    found = commands(document)
+    assert found
+    for _, verb, *arguments in found:
+        args_class = cli._arguments_of(cli._find(verb))
+        cli.parse(args_class, arguments, prog=f"lawm {verb}")
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
+def test_every_file_that_a_document_names_is_there(document):
+    text = (ROOT / document).read_text()
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    base = (ROOT / document).parent
+    missing = [link for link in links if not (base / link).exists()]
+    assert not missing, f"{document} links to {missing}"
+
+
+def run_table(*arguments):
+    return subprocess.run(
+        [sys.executable, ROOT / "benchmarks/table.py", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_tables_are_those_of_the_committed_results():
+    done = run_table("--check")
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}: make benchmarks"
+
+
+def test_a_missed_target_is_printed_as_missed():
+    import table
+
+    target = {"name": "t", "goal": ">= 3", "value": 2.0, "interval": [1.0, 2.5], "met": False}
+    rows = [
+        {"arm": "scratch", "demos": 10, "success": 0.4, "interval": [0.3, 0.5]},
+        {"arm": "best", "demos": 10, "success": 0.6, "interval": None},
+        {"arm": "best", "demos": 30, "success": 0.9, "interval": None},
+    ]
+    results = {"label_efficiency": {"targets": [target], "rows": rows}}
+    assert "| t | >= 3 | 2 (1 to 2.5) | **missed** |" in table.targets(results, "results")
+    assert "| scratch | 40.0% (30.0 to 50.0) |  |" in table.label_efficiency(results)
+    assert "| best | 60.0% | 90.0% |" in table.label_efficiency(results)
+
+
+def save_policy(folder):
+    """A fine-tuned checkpoint of a toy policy: 3 numbers of state, 2 commands."""
+    cfg = LatentPolicyConfig(policy=tiny.POLICY)
+    zero, one = (0.0,) * 3, (1.0,) * 3
+    normalization = Normalization(
+        zero, one, zero, one, zero[:2], one[:2], zero[:2], one[:2], relative_to=(None, None)
+    )
+    robot = {"state_names": ["a", "b", "c"], "action_names": ["a", "b"], "relative_to": [None, None]}
+    meta = {
+        "kind": "finetuned",
+        "config": {"policy": config.to_dict(cfg)},
+        "normalization": normalization.to_json(),
+        "robot": robot,
+    }
+    policy = LatentPolicy(cfg, normalization, robot)
+    checkpoint.save(folder, {"model": policy.state_dict()}, meta, card="toy")
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    assert len(code.splitlines()) <= 5
+    save_policy(tmp_path / "runs/finetuned/checkpoints/last")
+    monkeypatch.chdir(tmp_path)
+    picture = np.zeros((tiny.POLICY.size, tiny.POLICY.size, 3), np.uint8)
+    names = {"front": picture, "wrist": picture, "state": np.zeros(3, np.float32)}
+    exec(code, names)
+    assert names["commands"].shape[1] == 2 and names["commands"].dtype == np.float32
+    assert 0 < names["policy"].execute <= len(names["commands"])

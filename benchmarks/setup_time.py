@@ -1,0 +1,98 @@
+"""How long does `make setup` take in a fresh clone, and how much disk?
+
+Clones the committed state into a temporary folder, sets it up twice and weighs it. The yardstick is
+`pip install` of torch alone, the largest part. System libraries are part of it where they are missing.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from harness import Target, write_result
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Args:
+    """Time `make setup` in a fresh clone."""
+
+    out: Path
+    """folder for result.json and page.md"""
+    cached: bool = False
+    """let pip use its cache of downloads"""
+    quick: bool = False
+    """the same: there is no shorter set-up"""
+
+
+def main(args: Args) -> None:
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "clone"
+        subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+        environment = os.environ | ({} if args.cached else {"PIP_NO_CACHE_DIR": "1"})
+        first = timed(["make", "setup"], clone, environment)
+        second = timed(["make", "setup"], clone, environment)
+        megabytes = weigh(clone / ".venv")
+        helps = timed([clone / ".venv/bin/lawm", "--help"], clone, environment)
+        weights = sorted(((weigh(p), p.name) for p in packages(clone)), reverse=True)
+
+        yardstick = Path(folder) / "yardstick"
+        torch = next(
+            line for line in (ROOT / "tools/setup.sh").read_text().splitlines() if "torch_version=" in line
+        )
+        subprocess.run([clone / ".venv/bin/python", "-m", "venv", yardstick], check=True)
+        pip = [yardstick / "bin/pip", "install", "--quiet", f"torch=={torch.partition('=')[2]}"]
+        alone = timed(pip, clone, environment)
+        megabytes_alone = weigh(yardstick)
+    rows = [
+        {"what": "make setup, first run", "seconds": round(first, 1), "MB": round(megabytes)},
+        {"what": "make setup, second run", "seconds": round(second, 3)},
+        {"what": "lawm --help", "seconds": round(helps, 2)},
+        {
+            "what": "yardstick: pip install torch alone",
+            "seconds": round(alone, 1),
+            "MB": round(megabytes_alone),
+        },
+        *({"what": f"of which {name}", "MB": round(weight)} for weight, name in weights[:6]),
+    ]
+    write_result(
+        args.out,
+        question="How long does the set-up take, and how much disk?",
+        seconds=time.monotonic() - started,
+        seeds=[],
+        rows=rows,
+        targets=[
+            Target("make setup, minutes, no GPU", "<= 5", first / 60),
+            Target("size of .venv, GB, no GPU", "<= 2", megabytes / 1000),
+            Target("make setup again, seconds", "<= 1", second),
+        ],
+        notes=f"pip's cache of downloads was {'used' if args.cached else 'not used'}. One run.",
+    )
+
+
+def timed(command: list[str | Path], folder: Path, environment: dict[str, str]) -> float:
+    started = time.monotonic()
+    subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - started
+
+
+def weigh(folder: Path) -> float:
+    """Megabytes on disk, as `du` counts."""
+    files = [folder, *folder.rglob("*")] if folder.is_dir() else [folder]
+    return sum(file.lstat().st_blocks for file in files) * 512 / 1e6
+
+
+def packages(clone: Path) -> list[Path]:
+    (site,) = (clone / ".venv/lib").glob("python3*/site-packages")
+    return list(site.iterdir())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

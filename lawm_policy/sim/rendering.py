@@ -21,7 +21,11 @@ NO_BACKEND = "disable"  # MuJoCo's own word: physics works, rendering does not
 def choose_backend() -> str:
     """Set MUJOCO_GL if the user has not: EGL, then OSMesa, then none. Must run before `import mujoco`."""
     if sys.platform == "linux" and not os.environ.get("MUJOCO_GL"):
-        found = [name for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")) if ctypes.util.find_library(library)]
+        found = [
+            name
+            for name, library in (("egl", "EGL"), ("osmesa", "OSMesa"))
+            if ctypes.util.find_library(library)
+        ]
         os.environ["MUJOCO_GL"] = found[0] if found else NO_BACKEND
         # PyOpenGL reads its own variable, and must agree with MuJoCo's.
         if found:
@@ -32,7 +36,7 @@ def choose_backend() -> str:
 
 
 class CameraRig:
-    """Renders named cameras of one model at one size. Owns a GL context: use it in the process that made it."""
+    """Renders named cameras of one model at one size, in the process that made it (it owns a GL context)."""
 
     def __init__(self, model: mujoco.MjModel, size: int, effects: bool = False):
         import mujoco

@@ -18,6 +18,7 @@ from lawm_policy.sim.tabletop_scene import (
     BLOCKS,
     BOWLS,
     CAMERAS,
+    COLOURS,
     FINGER_STROKE,
     SUBSTEPS,
     TIMESTEP,
@@ -43,7 +44,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     `render_now = False` makes observations black and cheap, for those who look only now and then.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012
 
     def __init__(
         self,
@@ -57,9 +58,13 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         render_mode: str | None = None,
     ):
         if command not in COMMANDS:
-            raise UserError(f"expected command among {', '.join(COMMANDS)}, found {command!r}: choose one of these")
+            raise UserError(
+                f"expected command among {', '.join(COMMANDS)}, found {command!r}: choose one of these"
+            )
         if unknown := set(cameras) - set(CAMERAS):
-            raise UserError(f"expected cameras among {', '.join(CAMERAS)}, found {sorted(unknown)}: choose some of these")
+            raise UserError(
+                f"expected cameras among {', '.join(CAMERAS)}, found {sorted(unknown)}: choose some of these"
+            )
         self.task: Task | None = None if task is None else find_task(task)
         self._default_task = self.task
         self.embodiment, self.command, self.size = embodiment, command, size
@@ -79,7 +84,8 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._block_speed_at = {name: self.model.joint(f"{name}_block").dofadr[0] for name in BLOCKS}
         self._block_body = {name: self.model.body(f"{name}_block").id for name in BLOCKS}
         self._mocap = {
-            name: self.model.body(name).mocapid[0] for name in (*(f"{bowl}_bowl" for bowl in BOWLS), "pad", "drawer")
+            name: self.model.body(name).mocapid[0]
+            for name in (*(f"{bowl}_bowl" for bowl in BOWLS), "pad", "drawer")
         }
         self._mocap_movers = [self.model.body(f"distractor{k}").mocapid[0] for k in range(distractors)]
         self._pinch = self.model.site("pinch").id
@@ -87,7 +93,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
         limits = self.kinematics.chain.limits_A2 if command == "joint" else np.array([[-1.0, 1.0]] * 4)
         bounds = np.concatenate([limits, [[-1.0, 1.0]]]).astype(np.float32)
-        self.action_space = spaces.Box(bounds[:, 0], bounds[:, 1], dtype=np.float32)
+        self.action_box = self.action_space = spaces.Box(bounds[:, 0], bounds[:, 1], dtype=np.float32)
         image = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.observation_space = spaces.Dict(
             {
@@ -121,12 +127,12 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         action = np.asarray(action, dtype=np.float32)
-        if action.shape != self.action_space.shape or not np.isfinite(action).all():
+        if action.shape != self.action_box.shape or not np.isfinite(action).all():
             raise UserError(
-                f"expected a finite action of shape {self.action_space.shape} ({', '.join(self.action_names)}), "
+                f"expected {self.action_box.shape} finite numbers ({', '.join(self.action_names)}), "
                 f"found shape {action.shape}: check the robot card"
             )
-        action = np.clip(action, self.action_space.low, self.action_space.high).astype(np.float64)
+        action = np.clip(action, self.action_box.low, self.action_box.high).astype(np.float64)
         self._command(action)
         self._advance(action[-1])
         self.steps += 1
@@ -154,10 +160,18 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        return (*self.kinematics.chain.joint_names, "opening", "eef_x", "eef_y", "eef_z", "eef_sin_yaw", "eef_cos_yaw")
+        return (
+            *self.kinematics.chain.joint_names,
+            "opening",
+            "eef_x",
+            "eef_y",
+            "eef_z",
+            "eef_sin_yaw",
+            "eef_cos_yaw",
+        )
 
     def robot_card(self) -> dict[str, Any]:
-        """What a policy must know about this body: names, limits, rate, and what its commands are relative to."""
+        """What a policy must know about this body: names, limits, rate, and what commands are relative to."""
         joint = self.command == "joint"
         return {
             "embodiment": self.embodiment,
@@ -167,7 +181,10 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             "state_names": list(self.state_names),
             # index into the state of the value an absolute command is measured from; null: as it stands
             "relative_to": [*(range(self._n) if joint else [None] * 4), None],
-            "limits": [[float(low), float(high)] for low, high in zip(self.action_space.low, self.action_space.high)],
+            "limits": [
+                [float(low), float(high)]
+                for low, high in zip(self.action_box.low, self.action_box.high, strict=True)
+            ],
             "gripper": {"open": -1.0, "closed": 1.0},
             "cameras": list(self.cameras),
         }
@@ -187,7 +204,8 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             blocks={name: data.qpos[at : at + 3].copy() for name, at in self._block_at.items()},
             yaws={name: _yaw_of(data.qpos[at + 3 : at + 7]) for name, at in self._block_at.items()},
             speeds={
-                name: float(np.linalg.norm(data.qvel[at : at + 3])) for name, at in self._block_speed_at.items()
+                name: float(np.linalg.norm(data.qvel[at : at + 3]))
+                for name, at in self._block_speed_at.items()
             },
             bowls={bowl: data.mocap_pos[self._mocap[f"{bowl}_bowl"]].copy() for bowl in BOWLS},
             pad=data.mocap_pos[self._mocap["pad"]].copy(),
@@ -197,6 +215,10 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             gripper=data.site_xpos[self._pinch].copy(),
             yaw=float(np.arctan2(-rotation[1], rotation[4])),
         )
+
+    def gripper_command(self) -> float:
+        """The gripper's present target, in [-1 open, +1 closed]."""
+        return float(np.clip(1 - 2 * self.data.ctrl[-1] / FINGER_STROKE, -1, 1))
 
     def render_images(self) -> dict[str, np.ndarray]:
         """(H, W, 3) uint8 of every camera, now."""
@@ -224,7 +246,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def restore(
         self, state: dict[str, np.ndarray], task: str | None = None, paraphrase: int | None = 0
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Continue from a saved state, under another instruction if `task` is given; the step count restarts."""
+        """Continue from a saved state, under another instruction if `task` is given; steps count anew."""
         self._load(state)
         chosen = find_task(task) if task is not None else self.task
         if chosen is None:
@@ -237,7 +259,9 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def _ask(self, task: Task, paraphrase: int | None, rng: np.random.Generator) -> None:
         index = int(rng.integers(len(task.paraphrases))) if paraphrase is None else paraphrase
         if not 0 <= index < len(task.paraphrases):
-            raise UserError(f"expected a paraphrase of {task.name} in 0..{len(task.paraphrases) - 1}, found {index}")
+            raise UserError(
+                f"expected a paraphrase of {task.name} in 0..{len(task.paraphrases) - 1}, found {index}"
+            )
         self.task, self.instruction = task, task.paraphrases[index]
         self.steps = self._held = 0
 
@@ -270,13 +294,16 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         expected = mujoco.mj_stateSize(self.model, _PHYSICS)
         if state["physics"].shape != (expected,):
             raise UserError(
-                f"expected a state of {expected} numbers ({self.embodiment}, {self.distractors} distractors), "
+                f"expected {expected} numbers ({self.embodiment}, {self.distractors} distractors), "
                 f"found {state['physics'].size}: restore it in an environment like the one that saved it"
             )
         mujoco.mj_setState(self.model, self.data, state["physics"], _PHYSICS)
         self.commanded_q, self.commanded_pose = state["commanded_q"].copy(), state["commanded_pose"].copy()
         self.model.geom_rgba[:] = state["colours"]
-        self.model.camera("front").pos, self.model.camera("front").quat = state["camera"][:3], state["camera"][3:]
+        self.model.camera("front").pos, self.model.camera("front").quat = (
+            state["camera"][:3],
+            state["camera"][3:],
+        )
         self.model.light("sun").diffuse, self.model.light("sun").dir = state["light"][:3], state["light"][3:]
         self._distractors_N6 = state["distractors"].copy()
         mujoco.mj_forward(self.model, self.data)
@@ -286,6 +313,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def _command(self, action: np.ndarray) -> None:
         if self.command == "joint":
             self.commanded_q = action[:-1]
+            self.commanded_pose = self.kinematics.pose(self.commanded_q)
             return
         pose = np.clip(self.commanded_pose + action[:-1] * EE_STRIDE, POSE_LIMITS[:, 0], POSE_LIMITS[:, 1])
         self.commanded_q, _ = self.kinematics.inverse(pose, self.commanded_q)
@@ -332,8 +360,6 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def _find_coloured_geoms(self) -> dict[str, list[int]]:
         """Geoms of each jittered colour, told by the colour they were built with."""
-        from lawm_policy.sim.tabletop_scene import COLOURS
-
         built = np.round(self.model.geom_rgba[:, :3], 3)
         return {
             name: [int(i) for i in np.flatnonzero((np.abs(built - np.round(rgb, 3)) < 1e-4).all(axis=1))]

@@ -64,14 +64,14 @@ def sample_layout(rng: np.random.Generator, distractors: int = 0) -> Layout:
 
 
 def distractor_places(distractors_N6: np.ndarray, seconds: float) -> np.ndarray:
-    """(N, 3) at a time: ellipses along the table's edges, a pure function of time."""
+    """(N, 3) ellipses along the table's edges, a pure function of time."""
     x, y, ax, ay, hz, phase = distractors_N6.T
     angle = 2 * np.pi * hz * seconds + phase
     return np.stack([x + ax * np.sin(angle), y + ay * np.cos(angle), np.full_like(x, 0.018)], axis=1)
 
 
 def _sample_places(rng: np.random.Generator, tries: int = 512, rounds: int = 2000) -> np.ndarray:
-    """(len(NAMES), 2) with room for the gripper between things and a clear path from each block to the pad."""
+    """(len(NAMES), 2) with room for the gripper between things and a clear path from block to pad."""
     for _ in range(rounds):
         batch = rng.uniform(AREA[:, 0], AREA[:, 1], (tries, len(NAMES), 2))
         good = np.flatnonzero(_admissible(batch))
@@ -124,7 +124,12 @@ def _sample_distractors(rng: np.random.Generator, count: int) -> np.ndarray:
         if rng.random() < 0.5:
             row[:4] = [rng.uniform(-0.36, -0.31), rng.uniform(-0.20, 0.05), 0.015, rng.uniform(0.05, 0.12)]
         else:
-            row[:4] = [rng.uniform(-0.15, 0.1), rng.choice([-1, 1]) * rng.uniform(0.275, 0.295), rng.uniform(0.05, 0.12), 0.012]
+            row[:4] = [
+                rng.uniform(-0.15, 0.1),
+                rng.choice([-1, 1]) * rng.uniform(0.275, 0.295),
+                rng.uniform(0.05, 0.12),
+                0.012,
+            ]
         row[4:] = [rng.uniform(0.1, 0.35), rng.uniform(0, 2 * np.pi)]
     return rows
 

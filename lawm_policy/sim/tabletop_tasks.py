@@ -62,7 +62,9 @@ class Task:
 
     def starts_from(self, world: World) -> bool:
         """Whether the task is still to be done and its things are where the gripper can take them."""
-        return not self.done(world) and all(goal.block == "" or _graspable(world, goal) for goal in self.goals)
+        return not self.done(world) and all(
+            not goal.block or graspable(world, goal.block) for goal in self.goals
+        )
 
 
 def _released(world: World, block: str) -> bool:
@@ -90,7 +92,9 @@ def in_drawer(world: World, block: str) -> bool:
     """Whether the block lies in the tray, wherever the tray is."""
     offset = world.blocks[block] - world.drawer_place
     return bool(
-        -DRAWER_FRONT < offset[0] - world.drawer < DRAWER_FRONT and abs(offset[1]) < 0.05 and offset[2] < 0.045
+        -DRAWER_FRONT < offset[0] - world.drawer < DRAWER_FRONT
+        and abs(offset[1]) < 0.05
+        and offset[2] < 0.045
     )
 
 
@@ -106,10 +110,11 @@ _HOLDS: dict[str, Callable[[World, Goal], bool]] = {
 }
 
 
-def _graspable(world: World, goal: Goal) -> bool:
-    block = world.blocks[goal.block]
+def graspable(world: World, name: str) -> bool:
+    """Whether the block lies free on the table, where the gripper can take it."""
+    block = world.blocks[name]
     on_table = block[2] < 0.028 and -0.16 < block[0] < 0.17 and abs(block[1]) < 0.235
-    free = not in_drawer(world, goal.block) and all(
+    free = not in_drawer(world, name) and all(
         np.linalg.norm(block[:2] - bowl[:2]) > BOWL_RADIUS + 0.02 for bowl in world.bowls.values()
     )
     return bool(on_table and free)
@@ -228,7 +233,7 @@ TASKS: dict[str, Task] = _make_tasks()
 
 
 def select_tasks(words: str) -> tuple[str, ...]:
-    """Names from `all`, `train` (all but the held-out ones), `held_out`, a kind, or a comma-separated list."""
+    """Names from a comma-separated list of names, kinds, `all`, `held_out`, `train` (all others)."""
     chosen: list[str] = []
     for word in words.split(","):
         word = word.strip()
@@ -244,7 +249,7 @@ def select_tasks(words: str) -> tuple[str, ...]:
             found = [name for name, task in TASKS.items() if task.kind == word]
         if not found:
             raise UserError(
-                f"expected tasks among {', '.join(TASKS)}, or all, train, held_out, place, push, drawer, two_step; "
+                f"expected all, train, held_out, place, push, drawer, two_step or tasks among {', '.join(TASKS)}; "
                 f"found {word!r}: choose some of these"
             )
         chosen += [name for name in found if name not in chosen]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -58,19 +59,22 @@ class Chain:
 def load_chain(name: str) -> Chain:
     """The chain called `name` among the YAML files beside this module."""
     if name not in EMBODIMENTS:
-        raise UserError(f"expected an embodiment among {', '.join(EMBODIMENTS)}, found {name!r}: choose one of these")
-    raw = yaml.safe_load((resources.files(__package__) / f"{name}.yaml").read_text())
-    joints = tuple(
-        Joint(**{key: tuple(value) if isinstance(value, list) else value for key, value in joint.items()})
-        for joint in raw.pop("joints")
-    )
-    chain = Chain(joints=joints, **{key: tuple(v) if isinstance(v, list) else v for key, v in raw.items()})
+        raise UserError(
+            f"expected an embodiment among {', '.join(EMBODIMENTS)}, found {name!r}: choose one of these"
+        )
+    raw: dict[str, Any] = yaml.safe_load((resources.files(__package__) / f"{name}.yaml").read_text())
+    joints = tuple(Joint(**_tuples(joint)) for joint in raw.pop("joints"))
+    chain = Chain(joints=joints, **_tuples(raw))
     assert len(chain.rest) == len(joints), f"{name}.yaml: one rest angle a joint"
     return chain
 
 
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
 def chain_xml(chain: Chain, gripper_xml: str = "") -> str:
-    """Nested MJCF bodies of the chain, `gripper_xml` on its flange, and a site `pinch` between the fingertips."""
+    """Nested MJCF bodies: the chain, `gripper_xml` on its flange, a site `pinch` between the fingertips."""
     radii = [joint.radius for joint in chain.joints]
     ends = [joint.offset for joint in chain.joints[1:]] + [chain.tool]
     flip = ' quat="0 0 1 0"' if chain.floating else ""  # a floating gripper hangs from its joints
@@ -107,7 +111,8 @@ class Kinematics:
     def __init__(self, chain: Chain):
         self.chain = chain
         self._model = mujoco.MjModel.from_xml_string(
-            '<mujoco><compiler angle="radian"/><default><default class="link"/><default class="joint"/></default>'
+            '<mujoco><compiler angle="radian"/>'
+            '<default><default class="link"/><default class="joint"/></default>'
             f"<worldbody>{chain_xml(chain)}</worldbody></mujoco>"
         )
         self._data = mujoco.MjData(self._model)

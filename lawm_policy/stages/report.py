@@ -1,0 +1,343 @@
+"""`lawm report`: one self-contained page about training runs, evaluations and benchmarks.
+
+    lawm report runs/pretrained scratch=evals/scratch lawm=evals/lawm --out report.html
+
+The page carries its pictures, films and charts, and fetches nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from lawm_policy.console import say
+from lawm_policy.runs import write_text
+from lawm_policy.sim import protocol
+from lawm_policy.sim.protocol import Episode
+from lawm_policy.stages import report_benchmarks
+from lawm_policy.stages import report_page as html
+from lawm_policy.stages.compare import compare
+from lawm_policy.stages.report_page import esc, percent, points, span
+from lawm_policy.stages.report_sources import (
+    MP4,
+    PNG,
+    Evaluation,
+    Sources,
+    TrainingRun,
+    embed,
+    read,
+)
+from lawm_policy.types import UserError
+
+FILM_BYTES, PICTURE_BYTES = 5_000_000, 2_000_000  # as files; base64 adds a third. The page stays below 10 MB.
+NOT_A_LOSS = ("lr", "grad_norm", "seconds", "frames_per_s", "steps_per_s")
+
+
+@dataclass(frozen=True)
+class ReportArgs:
+    """One self-contained page about runs, evaluations and benchmarks."""
+
+    folders: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DIR...")]
+    """Runs, evaluations, benchmarks, or folders of them; name=DIR gives one a name on the page."""
+    out: Path = Path("report.html")
+    """The page."""
+    title: str = ""
+    """The sentence on top; what the folders say when not given."""
+    summary: str = ""
+    """Two honest sentences below it; or a summary.md in one of the folders."""
+    films: int = 8
+    """At most this many episodes with films, task by task."""
+    force: bool = False
+    """Replace an existing page."""
+
+
+def run(args: ReportArgs) -> int:
+    """Writes the page and says where it is."""
+    if args.out.is_dir():
+        raise UserError(
+            f"expected a file for --out, found the folder {args.out}: give a name such as report.html"
+        )
+    if args.out.exists() and not args.force:
+        raise UserError(f"expected a new file, found {args.out}: add --force or choose another --out")
+    text = build(read(args.folders), args.title, args.summary, args.films)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(args.out, text)
+    print(args.out)
+    return 0
+
+
+def build(sources: Sources, title: str = "", summary: str = "", films: int = 8) -> str:
+    """The whole page as text."""
+    compared = _comparison(sources.evaluations)
+    lead = summary or sources.note or (compared["verdict"] if compared else "")
+    return html.page(
+        title or _title(sources),
+        lead,
+        f"lawm report · {time.strftime('%-d %B %Y')}",
+        [
+            ("results", "Success on the robot's tasks", _results(sources.evaluations, compared)),
+            ("benchmarks", "Benchmarks", "".join(report_benchmarks.section(b) for b in sources.benchmarks)),
+            ("rollouts", "Rollouts, side by side", _films(sources.evaluations, films)),
+            ("strips", "What the world model expects", _strips(sources.runs)),
+            ("curves", "Training curves", _curves(sources.runs)),
+            ("provenance", "Provenance", _provenance(sources)),
+        ],
+    )
+
+
+def _title(sources: Sources) -> str:
+    if sources.evaluations:
+        suites = sorted({str(e.summary["protocol"].get("suite", "")) for e in sources.evaluations})
+        names = [e.name for e in sources.evaluations]
+        who = f"{', '.join(names[:-1])} and {names[-1]}" if 1 < len(names) < 5 else f"{len(names)} policies"
+        return f"{who if len(names) > 1 else names[0]} on {', '.join(suites)}"
+    if sources.benchmarks:
+        return ", ".join(b.name for b in sources.benchmarks)
+    return ", ".join(r.name for r in sources.runs)
+
+
+# --- evaluations --------------------------------------------------------------------------------
+
+
+def _comparison(evaluations: list[Evaluation]) -> dict[str, Any] | None:
+    """The paired comparison of exactly two evaluations that may be compared."""
+    if len(evaluations) != 2:
+        return None
+    a, b = evaluations
+    try:
+        found = compare([a.folder], [b.folder])
+    except UserError:  # other protocols, or nothing in common: `_results` says which
+        return None
+    named = found["verdict"].replace("B - A", f"{b.name} − {a.name}")
+    for letter, name in (("A", a.name), ("B", b.name)):
+        named = named.replace(f"{letter} is better", f"{name} is better").replace(
+            f"than {letter} ", f"than {name} "
+        )
+    return {**found, "verdict": named}
+
+
+def _results(evaluations: list[Evaluation], compared: dict[str, Any] | None) -> str:
+    if not evaluations:
+        return ""
+    numbers = [protocol.summarize(e.records, e.summary["protocol"].get("held_out", ())) for e in evaluations]
+    rows = [
+        (e.name, n["all"]["rate"], n["all"]["low"], n["all"]["high"], i)
+        for i, (e, n) in enumerate(zip(evaluations, numbers, strict=True))
+    ]
+    parts = [
+        html.forest(rows, 0.0, 1.0),
+        '<p class="soft">All episodes; bars are 95% Wilson intervals. An error of a simulator or a worker is '
+        "counted apart, never as a failure.</p>",
+    ]
+    first = evaluations[0].summary["protocol"]
+    other = next(
+        (d for e in evaluations[1:] if (d := protocol.difference(first, e.summary["protocol"]))), None
+    )
+    if other:
+        parts.append(f'<p class="missed">Not comparable: the protocols differ in {esc(other)}.</p>')
+    if any(not e.summary.get("complete", True) for e in evaluations):
+        unfinished = ", ".join(e.name for e in evaluations if not e.summary.get("complete", True))
+        parts.append(f'<p class="missed">Unfinished: {esc(unfinished)}.</p>')
+    parts.append(_task_table(evaluations, numbers, compared))
+    if compared:
+        parts.append(f"<p>{esc(compared['verdict'])}{_to_decide(compared)}</p>")
+    return "".join(parts)
+
+
+def _to_decide(compared: dict[str, Any]) -> str:
+    needed = compared["to_decide"]
+    if not needed or needed <= compared["pairs"]:
+        return ""
+    here = compared["pairs"]
+    return f" About {needed} paired episodes would decide a difference of this size; these are {here}."
+
+
+def _task_table(
+    evaluations: list[Evaluation], numbers: list[dict[str, Any]], compared: dict[str, Any] | None
+) -> str:
+    def cell(n: dict[str, Any] | None) -> str:
+        if n is None or not n["episodes"]:
+            return "–" if n is None or not n["errors"] else f"–<small>{n['errors']} errors</small>"
+        errors = f", {n['errors']} errors" if n["errors"] else ""
+        told = f"{n['successes']}/{n['episodes']}, {span(n['low'], n['high'])}{errors}"
+        return f"{percent(n['rate'])}<small>{told}</small>"
+
+    def difference(n: dict[str, Any] | None) -> list[str]:
+        if not compared:
+            return []
+        if n is None:
+            return ["–"]
+        d = n["difference"]
+        return [f"{points(d['value'])}<small>{span(d['low'], d['high'], signed=True)}</small>"]
+
+    tasks = sorted({task for n in numbers for task in n["tasks"]})
+    held_out = {task for n in numbers for task, found in n["tasks"].items() if found["held_out"]}
+    head = ["Task", *(e.name for e in evaluations)] + (["Difference, points"] if compared else [])
+    rows = [
+        [
+            f"{esc(task.replace('_', ' '))}{' *' if task in held_out else ''}",
+            *(cell(n["tasks"].get(task)) for n in numbers),
+            *difference(compared["tasks"].get(task) if compared else None),
+        ]
+        for task in [*(t for t in tasks if t not in held_out), *(t for t in tasks if t in held_out)]
+    ]
+    if held_out and len(held_out) < len(tasks):
+        for key, name in (("seen", "seen in pretraining"), ("held_out", "held out of pretraining *")):
+            rows.append([name, *(cell(n[key]) for n in numbers), *(["–"] if compared else [])])
+    rows.append(["all", *(cell(n["all"]) for n in numbers), *difference(compared)])
+    note = "Per task: successes, 95% interval" + (" (* held out of pretraining)" if held_out else "")
+    return html.table(note, head, rows, total=True)
+
+
+def _films(evaluations: list[Evaluation], most: int) -> str:
+    """The same episode under each policy, beside each other; tasks take turns."""
+    films = [(e, e.films) for e in evaluations]
+    cells = sorted({cell for _, found in films for cell in found})
+    if not cells:
+        return ""
+    parts: list[str] = []
+    left, left_out = FILM_BYTES, 0
+    by_task: dict[str, list[Episode]] = {}
+    for cell in cells:
+        by_task.setdefault(cell.task, []).append(cell)
+    turns = [c for turn in range(len(cells)) for group in by_task.values() for c in group[turn : turn + 1]]
+    for cell in turns:
+        size = sum(found[cell].stat().st_size for _, found in films if cell in found)
+        if len(parts) >= most or size > left:
+            left_out += 1
+            continue
+        left -= size
+        parts.append(_film_row(cell, films))
+    if left_out:
+        say(f"left out: films of {left_out} of {len(cells)} episodes, to keep the page small")
+    return '<p class="soft">The same first state for each policy; front and wrist cameras.</p>' + "".join(
+        parts
+    )
+
+
+def _film_row(cell: Episode, films: list[tuple[Evaluation, dict[Episode, Path]]]) -> str:
+    figures, heading = [], cell.task.replace("_", " ")
+    for evaluation, found in films:
+        if cell not in found:
+            continue
+        record = next(r for r in evaluation.records if r.episode == cell)
+        heading = record.instruction or heading
+        ended = "ended in an error" if record.success is None else "succeeded" if record.success else "failed"
+        caption = f"{evaluation.name}: {ended} after {record.steps} steps"
+        content = embed(found[cell], MP4)
+        poster, shape = _poster(found[cell])
+        figures.append(html.film(content, poster, shape, f"{heading}. {caption}", caption))
+    one = " one" if len(figures) == 1 else ""
+    return f'<div class="cell"><h3>{esc(heading)}</h3><div class="films{one}">{"".join(figures)}</div></div>'
+
+
+def _poster(path: Path) -> tuple[bytes, tuple[int, int]]:
+    """The frame two thirds in, as JPEG: print and still pages show it."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            wanted = (stream.frames or 1) * 2 // 3
+            image = next(islice(container.decode(stream), wanted, None)).to_image()
+    except (av.FFmpegError, IndexError, StopIteration) as error:
+        raise UserError(f"expected a film in {path}, found something else ({error}): remove it") from None
+    from io import BytesIO
+
+    buffer = BytesIO()
+    image.save(buffer, "JPEG", quality=82)
+    return buffer.getvalue(), image.size
+
+
+# --- training runs ------------------------------------------------------------------------------
+
+
+def _strips(runs: list[TrainingRun]) -> str:
+    parts: list[str] = []
+    left = PICTURE_BYTES
+    for r in runs:
+        chosen = r.strips if len(r.strips) <= 2 else [r.strips[0], r.strips[-1]]
+        for path in chosen:
+            content = embed(path, PNG)
+            if len(content) > left:
+                say(f"left out: {path}, to keep the page small")
+                continue
+            left -= len(content)
+            told = f"{r.name}: truth, prediction, prediction with the latent actions of another clip"
+            parts.append(
+                html.picture(content, told, f"{r.name}, {path.stem.replace('-', ' ').replace('_', ' ')}")
+            )
+    if not parts:
+        return ""
+    return (
+        '<p class="soft">Rows: what happened; what the model predicts from the first frame and the latent '
+        'actions; the same with the latent actions of another clip.</p><div class="grid">'
+        + "".join(parts)
+        + "</div>"
+    )
+
+
+def _curves(runs: list[TrainingRun]) -> str:
+    parts = []
+    for r in runs:
+        held = [key for key, splits in r.curves.items() if set(splits) - {"train"}]
+        wanted = [k for k in (held or list(r.curves)) if k not in NOT_A_LOSS]
+        first = [k for k in ("loss",) if k in wanted]
+        shown = [*first, *(k for k in wanted if k not in first)][:6]
+        drawn = html.curves(r.name, {key: r.curves[key] for key in shown})
+        if drawn:
+            parts.append(f"<h3>{esc(r.name)}</h3>{drawn}")
+    if not parts:
+        return ""
+    return '<p class="soft">Faint: training. Full: held-out.</p>' + "".join(parts)
+
+
+# --- provenance ---------------------------------------------------------------------------------
+
+
+def _provenance(sources: Sources) -> str:
+    return "".join(f"<h3>{esc(name)}</h3>{html.definitions(pairs)}" for name, pairs in _origins(sources))
+
+
+def _origins(sources: Sources) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+    for r in sources.runs:
+        yield r.name, [("kind", "training run"), *_made_by(r.versions)]
+    for e in sources.evaluations:
+        rules, policy = e.summary["protocol"], e.summary.get("policy", {})
+        yield (
+            e.name,
+            [
+                ("kind", "evaluation"),
+                ("policy", policy.get("run")),
+                ("checkpoint", policy.get("checkpoint_sha256")),
+                ("inputs", [k for k in ("blind", "no_language") if policy.get(k)]),
+                ("protocol", {k: v for k, v in rules.items() if k not in ("limits", "held_out")}),
+                *_made_by(e.summary.get("versions", {})),
+            ],
+        )
+    for b in sources.benchmarks:
+        made = {k: b.result.get(k) for k in ("command", "hardware", "seeds", "seconds")}
+        versions = b.result.get("versions")
+        told = {**versions, **{k: v for k, v in made.items() if v}} if isinstance(versions, dict) else made
+        yield b.name, [("kind", "benchmark"), *_made_by(told)]
+
+
+def _made_by(versions: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        ("command", versions.get("command")),
+        ("commit", versions.get("commit")),
+        ("started", versions.get("started")),
+        ("seconds", versions.get("seconds")),
+        ("seeds", versions.get("seeds")),
+        ("data", versions.get("data")),
+        ("lawm-policy", versions.get("lawm_policy")),
+        ("python", versions.get("python")),
+        ("packages", versions.get("packages")),
+        ("hardware", versions.get("hardware")),
+    ]

@@ -1,0 +1,108 @@
+"""The report on benchmarks: label efficiency as a chart, other rows as tables, targets met or missed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lawm_policy.stages import report_page as html
+from lawm_policy.stages.report_charts import Series
+from lawm_policy.stages.report_page import esc
+from lawm_policy.stages.report_sources import Benchmark
+
+ROWS = 60  # of a table; the rest is in result.json
+
+
+def section(benchmark: Benchmark) -> str:
+    result = benchmark.result
+    head = f"<h3>{esc(result.get('question') or benchmark.name.replace('_', ' '))}</h3>"
+    note = html.paragraphs(str(result.get("notes") or ""))
+    studied = [r for r in benchmark.rows if {"arm", "n", "mean"} <= r.keys()]
+    body = _arms(studied) if studied else _rows(benchmark.rows)
+    return f'<div class="cell">{head}{note}{body}{_targets(benchmark.targets)}</div>'
+
+
+def _bounds(row: dict[str, Any]) -> tuple[float, float] | None:
+    """`interval`: [low, high], or an object with both; in the unit of `mean`."""
+    found = row.get("interval")
+    pair = (found.get("low"), found.get("high")) if isinstance(found, dict) else found
+    if (
+        not isinstance(pair, list | tuple)
+        or len(pair) != 2
+        or any(not isinstance(x, int | float) for x in pair)
+    ):
+        return None
+    return float(pair[0]), float(pair[1])
+
+
+def _arms(rows: list[dict[str, Any]]) -> str:
+    """Label efficiency: lines for arms measured at several amounts, points with intervals at each amount."""
+    rates = all(abs(float(r["mean"])) <= 1 for r in rows)  # fractions, else per cent already
+    scale = 1.0 if rates else 0.01
+    ordered = list(dict.fromkeys(str(r["arm"]) for r in rows))
+    several = [arm for arm in ordered if len({r["n"] for r in rows if str(r["arm"]) == arm}) > 1]
+    series = []
+    for colour, arm in enumerate(several):
+        mine = sorted((r for r in rows if str(r["arm"]) == arm), key=lambda r: float(r["n"]))
+        bounds = [_bounds(r) or (float(r["mean"]),) * 2 for r in mine]
+        series.append(
+            Series(
+                arm,
+                [(float(r["n"]), 100 * scale * float(r["mean"])) for r in mine],
+                colour,
+                [(100 * scale * low, 100 * scale * high) for low, high in bounds],
+            )
+        )
+    parts = (
+        [html.amounts(series, "Success by number of demonstrations", "demonstrations a task")]
+        if series
+        else []
+    )
+    for n in sorted({r["n"] for r in rows}, key=float):
+        mine = [r for r in rows if r["n"] == n]
+        lines: list[tuple[str, float | None, float | None, float | None, int]] = []
+        for r in mine:
+            low, high = _bounds(r) or (None, None)
+            colour = several.index(str(r["arm"])) if str(r["arm"]) in several else 5
+            ends = [None if x is None else scale * x for x in (low, high)]
+            lines.append((str(r["arm"]), scale * float(r["mean"]), ends[0], ends[1], colour))
+        if len(several) < len(ordered) or not series:
+            parts.append(
+                f'<p class="soft">n = {esc(n)} demonstrations a task</p>{html.forest(lines, 0.0, 1.0)}'
+            )
+    parts.append(_rows(rows))
+    return "".join(parts)
+
+
+def _rows(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    words = [
+        i for i, key in enumerate(keys) if any(isinstance(r.get(key), str) and len(r[key]) > 24 for r in rows)
+    ]
+    caption = (
+        "Measured" if len(rows) <= ROWS else f"Measured; {len(rows) - ROWS} more rows are in result.json"
+    )
+    cells = [[html.flat(row.get(key, "–")) for key in keys] for row in rows[:ROWS]]
+    return html.table(caption, [k.replace("_", " ") for k in keys], cells, text_columns=words)
+
+
+def _targets(targets: list[dict[str, Any]]) -> str:
+    if not targets:
+        return ""
+
+    def outcome(met: Any) -> str:
+        if met is None:
+            return "not measured"
+        return '<span class="met">met</span>' if met else '<span class="missed">missed</span>'
+
+    rows = [
+        [
+            esc(t.get("name", "")),
+            *(html.flat(t.get(k)) if t.get(k) is not None else "–" for k in keys),
+            outcome(t.get("met")),
+        ]
+        for keys in [("goal", "value", "interval")]
+        for t in targets
+    ]
+    return html.table("Targets", ["Target", "goal", "value", "interval", "outcome"], rows, text_columns=(0,))

@@ -58,8 +58,9 @@ def resnet18_through_layer2() -> nn.Module:
 def policy_of_size(size: int) -> LatentPolicy:
     names = [f"joint_{i}" for i in range(6)] + ["gripper"]
     robot = {"state_names": names, "action_names": names, "relative_to": [0, 1, 2, 3, 4, 5, None]}
-    actions = np.random.default_rng(0).normal(size=(256, 7)).astype(np.float32)
-    normalization = Normalization.fit([actions], [actions], robot["relative_to"])
+    moments = np.random.default_rng(0).normal(size=(256, 1, 7)).astype(np.float32)
+    exists = np.ones((256, 1), bool)
+    normalization = Normalization.fit(moments[:, 0], moments, exists, robot["relative_to"])
     cfg = LatentPolicyConfig()
     return LatentPolicy(replace(cfg, policy=BakuConfig(size=size)), normalization, robot).eval()
 

@@ -1,0 +1,515 @@
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_run
+import torch
+from safetensors import safe_open
+from tiny_run import Pairs, Tiny, batch, losses, train
+from torch import Tensor, nn
+
+from lawm_policy import checkpoint, runs
+from lawm_policy.training import FitResult, ParamGroup, TrainConfig, fit
+from lawm_policy.training_state import (
+    Average,
+    Prefetch,
+    lr_fraction,
+    make_optimizer,
+    slice_batch,
+    truncate_after,
+)
+from lawm_policy.types import UserError
+
+torch.set_num_threads(1)
+
+
+class Killed(BaseException):
+    """Stands for a death that no handler sees."""
+
+
+def killed_at(index: int) -> Any:
+    def batches(i: int) -> Pairs:
+        if i == index:
+            raise Killed
+        return batch(i)
+
+    return batches
+
+
+def weights(out: Path, name: str = "model", which: str = "last") -> dict[str, Tensor]:
+    return checkpoint.load(out, which=which).tensors(name)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# Learning --------------------------------------------------------------------------------------
+
+
+def test_it_learns_and_leaves_a_run(tmp_path: Path) -> None:
+    result = train(tmp_path, steps=60, eval_every=20, save_every=50, keep_last=1)
+    assert (result.step, result.stopped) == (60, "done")
+    records = losses(tmp_path)
+    first, *_, last = [r["loss"] for r in records if r["split"] == "val"]
+    assert last < 0.9 * first
+    assert [r["step"] for r in records if r["split"] == "train"] == list(range(1, 61))
+    assert result.best_step in (20, 40, 60) and result.best_metric == min(
+        r["loss"] for r in records if r["split"] == "val"
+    )
+    raw = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    keys = {
+        "step",
+        "split",
+        "loss",
+        "absolute",
+        "lr",
+        "grad_norm",
+        "seconds_data",
+        "seconds_update",
+        "frames_per_second",
+    }
+    assert set(raw[0]) == keys
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+    assert not [p for p in tmp_path.rglob("*") if p.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt")]
+
+
+def test_the_checkpoint_describes_itself(tmp_path: Path) -> None:
+    train(tmp_path)
+    found = checkpoint.load(tmp_path, "tiny")
+    assert found.meta["training"]["step"] == 12
+    card = (found.folder / "README.md").read_text()
+    assert "tiny checkpoint" in card and "average of training" in card
+
+
+def test_a_log_line_is_the_mean_since_the_one_before(tmp_path: Path) -> None:
+    train(tmp_path / "each")
+    train(tmp_path / "fourth", log_every=4)
+    each = [r["loss"] for r in losses(tmp_path / "each") if r["split"] == "train"]
+    fourth = [r["loss"] for r in losses(tmp_path / "fourth") if r["split"] == "train"]
+    assert fourth == pytest.approx([sum(each[i : i + 4]) / 4 for i in (0, 4, 8)])
+
+
+def test_validation_uses_the_averaged_weights_and_gives_the_others_back(tmp_path: Path) -> None:
+    model, seen = Tiny(), []
+    raw: list[Tensor] = []
+
+    def validate() -> dict[str, float]:
+        assert not model.training
+        seen.append(model.head.weight.detach().clone())
+        return {"loss": 1.0}
+
+    def step(m: nn.Module, b: Pairs) -> Any:
+        assert model.training
+        raw.append(model.head.weight.detach().clone())
+        return m(b)
+
+    train(tmp_path, model=model, eval_every=12, fit_options={"validate": validate, "step_fn": step})
+    assert torch.equal(seen[0], weights(tmp_path)["head.weight"])
+    assert torch.equal(model.head.weight, weights(tmp_path, "model_raw")["head.weight"])
+    assert not torch.equal(seen[0], model.head.weight)
+    assert losses(tmp_path)[-1]["weights"] == "average"
+
+
+def test_without_an_average_there_is_one_set_of_weights(tmp_path: Path) -> None:
+    train(tmp_path, ema=0)
+    assert checkpoint.load(tmp_path).names == ("model", "optimizer")
+    assert losses(tmp_path)[-1]["weights"] == "last"
+
+
+def test_accumulation_changes_memory_not_the_result(tmp_path: Path) -> None:
+    for n in (1, 4):
+        train(tmp_path / str(n), accumulate=n, model=Tiny(dropout=0))
+    a, b = weights(tmp_path / "1"), weights(tmp_path / "4")
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_trains_float32_weights(tmp_path: Path) -> None:
+    kinds: set[torch.dtype] = set()
+
+    def step(model: nn.Module, b: Pairs) -> Any:
+        kinds.add(nn.functional.linear(b.x_BN, torch.ones(2, 8)).dtype)
+        return model(b)
+
+    train(tmp_path, precision="bf16", fit_options={"step_fn": step})
+    assert kinds == {torch.bfloat16}
+    assert {t.dtype for t in weights(tmp_path).values()} == {torch.float32}
+    assert losses(tmp_path)[-1]["loss"] < losses(tmp_path)[0]["loss"]
+
+
+def test_clipping_bounds_the_update(tmp_path: Path) -> None:
+    def loud(i: int) -> Pairs:
+        b = batch(i)
+        return dataclasses.replace(b, y_B1=b.y_B1 * 1e6)
+
+    seen: list[float] = []
+
+    class Spy(Tiny):
+        def forward(self, b: Pairs) -> dict[str, Tensor]:
+            if self.head.weight.grad is not None:
+                seen.append(float(self.head.weight.grad.norm()))
+            return super().forward(b)
+
+    train(tmp_path, batches=loud, clip_norm=0.5, lr=1e-6, model=Spy())
+    assert losses(tmp_path)[0]["grad_norm"] > 1e3  # as it was before clipping
+    assert all(norm <= 0.5 for norm in seen)
+
+
+def test_groups_learn_at_their_own_rate(tmp_path: Path) -> None:
+    model = Tiny()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    groups = [
+        ParamGroup("trunk", list(model.trunk.parameters()), lr_multiplier=0.0),
+        ParamGroup("head", list(model.head.parameters())),
+    ]
+    train(tmp_path, model=model, fit_options={"param_groups": groups})
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+def test_vectors_are_not_decayed() -> None:
+    model = Tiny()
+    groups = make_optimizer([ParamGroup("all", list(model.parameters()))], 1.0, 0.1).param_groups
+    assert [(g["weight_decay"], [p.ndim for p in g["params"]]) for g in groups] == [
+        (0.1, [2, 2]),
+        (0.0, [1, 1]),
+    ]
+    model.requires_grad_(False)
+    with pytest.raises(UserError, match="expected parameters to train, found none"):
+        make_optimizer([ParamGroup("all", list(model.parameters()))], 1.0, 0.1)
+
+
+def test_schedule() -> None:
+    rates = [lr_fraction(s, 100, 10, "cosine", 0.1) for s in range(1, 101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and rates[-1] == pytest.approx(0.1)
+    assert all(a >= b for a, b in pairwise(rates[9:]))
+    assert rates[54] == pytest.approx(0.1 + 0.9 * 0.5)  # half-way
+    assert {lr_fraction(s, 100, 0, "constant", 0.1) for s in range(1, 101)} == {1.0}
+
+
+def test_the_average_is_an_exponential_one() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(layer.weight)
+    average = Average(layer, 0.9)
+    nn.init.ones_(layer.weight)
+    expected = 0.0
+    for step in range(1, 200):
+        average.update(step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay)
+    assert float(average.weights["weight"]) == pytest.approx(expected)
+
+
+# Stopping --------------------------------------------------------------------------------------
+
+
+def worse_after(step: int) -> Any:
+    calls = iter(range(1, 1000))
+    return lambda: {"loss": float(abs(next(calls) - step))}
+
+
+def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
+    options = {"validate": worse_after(3)}
+    result = train(
+        tmp_path, steps=40, eval_every=2, save_every=100, patience=2, keep_last=1, fit_options=options
+    )
+    assert result == FitResult(10, 6, 0.0, result.seconds, "early")
+    assert checkpoint.load(tmp_path, which="best").meta["training"]["step"] == 6
+    assert checkpoint.load(tmp_path).meta["training"]["step"] == 10
+    again = train(tmp_path, steps=40, eval_every=2, save_every=100, patience=2, keep_last=1, resume=True)
+    assert again == result  # a finished run is not trained on
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient norm"])
+def test_a_non_finite_loss_keeps_the_batch_and_the_checkpoint(tmp_path: Path, where: str) -> None:
+    def poisoned(i: int) -> Pairs:
+        b = batch(i)
+        return dataclasses.replace(b, x_BN=torch.full_like(b.x_BN, float("nan"))) if i == 7 else b
+
+    def step(model: nn.Module, b: Pairs) -> Any:
+        found = dict(model(b))
+        if where == "gradient norm" and b.x_BN.isnan().any():
+            found["loss"] = (model.head.bias * 0).sqrt().sum()  # finite, its slope is not
+        return found
+
+    with pytest.raises(UserError) as caught:
+        train(tmp_path, batches=poisoned, fit_options={"step_fn": step})
+    said = str(caught.value)
+    assert f"expected a finite {where}" in said and "at step 8" in said and "\n" not in said
+    kept = tmp_path / "batch-00000008.safetensors"
+    assert str(kept) in said
+    with safe_open(kept, "pt") as file:
+        assert file.get_tensor("x_BN").isnan().all()
+        assert json.loads(file.metadata()["text"])[0] == "row 0"
+    assert checkpoint.load(tmp_path).meta["training"]["step"] == 6
+
+
+def test_a_non_finite_held_out_loss_stops(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a finite held-out loss, found nan at step 4"):
+        train(tmp_path, fit_options={"validate": lambda: {"loss": float("nan")}})
+
+
+# Resuming --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log_every", [1, 5])
+@pytest.mark.parametrize("step", [3, 7, 8])
+def test_resumed_equals_never_stopped(tmp_path: Path, step: int, log_every: int) -> None:
+    train(tmp_path / "whole", log_every=log_every)
+    with pytest.raises(Killed):
+        train(tmp_path / "parts", batches=killed_at(step), log_every=log_every)
+    torch.manual_seed(999)  # a new process starts with other generators and weights
+    other = Tiny()
+    with torch.no_grad():
+        other.head.weight.mul_(3)
+    result = train(tmp_path / "parts", resume=True, log_every=log_every, model=other)
+    assert result.stopped == "done"
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    for name in ("model", "model_raw", "optimizer"):
+        assert same(weights(tmp_path / "parts", name), weights(tmp_path / "whole", name))
+
+
+def test_every_source_of_random_numbers_is_the_steps_own(tmp_path: Path) -> None:
+    def step(model: nn.Module, b: Pairs) -> Any:
+        found = dict(model(b))
+        return {**found, "noise": torch.rand(()) + np.random.rand() + random.random()}  # noqa: NPY002
+
+    train(tmp_path / "whole", fit_options={"step_fn": step})
+    with pytest.raises(Killed):
+        train(tmp_path / "parts", batches=killed_at(5), fit_options={"step_fn": step})
+    train(tmp_path / "parts", resume=True, fit_options={"step_fn": step})
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    noise = [r["noise"] for r in losses(tmp_path / "whole") if r["split"] == "train"]
+    assert len(set(noise)) == len(noise)
+
+
+def test_a_second_optimiser_is_resumed(tmp_path: Path) -> None:
+    def adversary() -> tuple[nn.Linear, torch.optim.Adam, Any]:
+        torch.manual_seed(5)
+        layer = nn.Linear(8, 1)
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+
+        def step(model: nn.Module, b: Pairs) -> Any:
+            own = (layer(b.x_BN) ** 2).mean()
+            optimizer.zero_grad()
+            own.backward()
+            optimizer.step()
+            return {**model(b), "adversary": own}
+
+        return layer, optimizer, step
+
+    def go(out: Path, **options: Any) -> None:
+        layer, optimizer, step = adversary()
+        extra = {"layer": layer, "optimizer": optimizer}
+        train(out, fit_options={"step_fn": step, "extra_state": extra}, **options)
+
+    go(tmp_path / "whole")
+    with pytest.raises(Killed):
+        go(tmp_path / "parts", batches=killed_at(8))
+    go(tmp_path / "parts", resume=True)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_resume_without_a_checkpoint_starts(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path / "parts", batches=killed_at(1))
+    train(tmp_path / "parts", resume=True)
+    train(tmp_path / "whole")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_a_run_is_not_trained_over(tmp_path: Path) -> None:
+    train(tmp_path)
+    with pytest.raises(UserError, match="expected a new run folder, found checkpoints"):
+        train(tmp_path)
+    with pytest.raises(UserError, match="found another lr"):
+        train(tmp_path, resume=True, lr=0.5)
+
+
+def test_a_damaged_checkpoint_is_not_resumed(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path, batches=killed_at(8))
+    path = checkpoint.load(tmp_path).folder / "optimizer.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="changed bytes"):
+        train(tmp_path, resume=True)
+
+
+def test_another_model_is_not_resumed(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path, batches=killed_at(8))
+    model = Tiny()
+    model.head = nn.Linear(16, 2)
+    with pytest.raises(UserError, match=r"expected shape \(2, 16\) for head.weight, found \(1, 16\)"):
+        train(tmp_path, resume=True, model=model)
+
+
+def test_a_log_cut_short_is_mended(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    truncate_after(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    path.write_text('{"step": 1}\n{"step": 2')
+    truncate_after(path, 2)
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def program(out: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, tiny_run.__file__, str(out), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
+    changes = ("steps=30", "save_every=2")
+    whole = program(tmp_path / "whole", *changes)
+    assert whole.wait(timeout=100) == 0
+    moments = random.Random(4)
+    for _ in range(3):
+        child = program(tmp_path / "parts", *changes, "--resume", "--seconds", "0.02")
+        assert child.stdout is not None
+        child.stdout.readline()  # it trains
+        time.sleep(moments.uniform(0, 0.4))
+        child.send_signal(signal.SIGKILL)
+        child.communicate(timeout=30)
+    last = program(tmp_path / "parts", *changes, "--resume")
+    assert last.wait(timeout=100) == 0
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_ends(tmp_path: Path) -> None:
+    child = program(tmp_path / "parts", "save_every=1000", "--seconds", "0.05")
+    assert child.stdout is not None
+    for _ in range(5):
+        child.stdout.readline()
+    child.send_signal(signal.SIGTERM)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 0, err
+    assert out.splitlines()[-1] == "sigterm"
+    assert 0 < checkpoint.load(tmp_path / "parts").meta["training"]["step"] < 12
+    train(tmp_path / "parts", resume=True, save_every=1000)
+    train(tmp_path / "whole", save_every=1000)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    changes = ["steps=6", "save_every=3", "ema=0.9", "--dropout", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, tiny_run.__file__, str(tmp_path / "two"), *changes],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert program(tmp_path / "one", *changes).wait(timeout=100) == 0
+    two, one = losses(tmp_path / "two"), losses(tmp_path / "one")
+    assert len(two) == len(one)
+    for a, b in zip(two, one, strict=True):
+        assert a.keys() == b.keys()
+        for key in ("loss", "grad_norm", "absolute"):
+            assert a.get(key, 0) == pytest.approx(b.get(key, 0), rel=1e-4)
+    for name, tensor in weights(tmp_path / "one").items():
+        torch.testing.assert_close(weights(tmp_path / "two")[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+# Parts -----------------------------------------------------------------------------------------
+
+
+def test_slices_cover_the_batch() -> None:
+    whole = batch(0)
+    parts = [slice_batch(whole, i, 4) for i in range(4)]
+    assert torch.equal(torch.cat([p.x_BN for p in parts]), whole.x_BN)
+    assert sum((p.text for p in parts), ()) == whole.text
+    with pytest.raises(UserError, match="divides, found 8"):
+        slice_batch(whole, 0, 3)
+
+
+def test_prefetching_keeps_order_and_passes_errors_on() -> None:
+    ahead = Prefetch(lambda i: i * i, 3, 7)
+    assert [ahead.get() for _ in range(4)] == [9, 16, 25, 36]
+    ahead.close()
+    failing = Prefetch(killed_at(1), 0, 3)
+    failing.get()
+    with pytest.raises(Killed):
+        failing.get()
+    failing.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"steps": 0}, "expected steps >= 1, found 0"),
+        ({"lr": 0.0}, "expected lr > 0, found 0.0"),
+        ({"lr": float("nan")}, "expected lr > 0, found nan"),
+        ({"ema": 1.0}, "expected ema from 0 to 1"),
+        ({"accumulate": 3}, "expected accumulate to divide batch_size"),
+        ({"patience": 2}, "expected eval_every > 0 with patience 2"),
+        ({"seed": -1}, "expected seed >= 0"),
+    ],
+)
+def test_a_training_configuration_is_checked(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        TrainConfig(**change)
+
+
+# Run folders -----------------------------------------------------------------------------------
+
+
+def test_a_run_folder_records_what_made_it(tmp_path: Path) -> None:
+    out = runs.open_run(tmp_path / "run", TrainConfig(), data={"store": "abc"}, seeds={"train": 3})
+    assert "steps: 1000" in (out / "config.yaml").read_text()
+    record = json.loads((out / "versions.json").read_text())
+    assert record["data"] == {"store": "abc"} and record["seeds"] == {"train": 3}
+    assert (
+        record["packages"]["torch"]
+        and record["hardware"]["cores"] >= 1
+        and record["command"].startswith("lawm")
+    )
+    runs.open_run(out, TrainConfig(), data={"store": "abc"}, resume=True)
+    for config, data, said in (
+        (TrainConfig(lr=1.0), "abc", "found another lr"),
+        (TrainConfig(), "abd", "found other data"),
+    ):
+        with pytest.raises(UserError, match=said):
+            runs.open_run(out, config, data={"store": data}, resume=True)
+
+
+def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
+    out = runs.open_run(tmp_path / "run", TrainConfig())
+    with pytest.raises(UserError, match="give another --out, --resume or --force"):
+        runs.check_out(out)
+    (out / "old").write_text("x")
+    runs.open_run(out, TrainConfig(lr=1.0), force=True)
+    assert not (out / "old").exists()
+    other = tmp_path / "holiday"
+    other.mkdir()
+    (other / "photo.jpg").write_text("x")
+    for options in ({"force": True}, {"resume": True}):
+        with pytest.raises(UserError, match="found other files"):
+            runs.open_run(other, TrainConfig(), **options)
+    assert (other / "photo.jpg").exists()
+    with pytest.raises(UserError, match="found a file at"):
+        runs.check_out(other / "photo.jpg")
+
+
+def test_fit_needs_nothing_but_a_model_and_batches(tmp_path: Path) -> None:
+    result = fit(Tiny(), batch, TrainConfig(steps=3, batch_size=8, warmup=0), tmp_path)
+    assert result.step == 3 and result.best_step is None
+    assert not (tmp_path / "checkpoints" / "best").exists()

@@ -63,7 +63,8 @@ class ClipConfig:
         if self.length < 1 or self.hz <= 0 or self.size < 8 or self.phases < 1 or not self.cameras:
             raise UserError(
                 "expected clips with length >= 1, hz > 0, size >= 8, phases >= 1 and a camera, found "
-                f"length={self.length} hz={self.hz} size={self.size} phases={self.phases} cameras={self.cameras}"
+                f"length={self.length} hz={self.hz} size={self.size} phases={self.phases} "
+                f"cameras={self.cameras}"
             )
         if not 0 <= self.shift < self.size // 2 or len(set(self.cameras)) != len(self.cameras):
             raise UserError(
@@ -179,10 +180,11 @@ class ClipDataset(Dataset):
         of_split = [e for e in store.episodes if e.split == self.split]
         seconds = (self.config.length - 1) / self.config.hz
         return (
-            f"expected clips of {seconds:.1f} s in split {self.split} of {path}, found none: of "
-            f"{len(store.episodes)} episodes {len(of_split)} are in the split, "
-            f"{sum(map(self._wanted, of_split))} of these pass caption={self.config.caption}, the longest lasts "
-            f"{max((e.length / store.fps for e in of_split), default=0):.1f} s; still beginnings and ends do not count"
+            f"expected clips of {seconds:.1f} s in split {self.split} of {path}, found none: "
+            f"of {len(store.episodes)} episodes {len(of_split)} are in the split, "
+            f"{sum(map(self._wanted, of_split))} of these pass caption={self.config.caption}, the longest "
+            f"lasts {max((e.length / store.fps for e in of_split), default=0):.1f} s, "
+            "and motionless beginnings and ends do not count"
         )
 
     def __len__(self) -> int:

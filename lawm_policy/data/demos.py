@@ -178,8 +178,8 @@ def _require_labels(store: EpisodeStore, config: DemoConfig) -> None:
     missing = [camera for camera in config.cameras if camera not in store.cameras]
     if missing:
         raise UserError(
-            f"expected cameras {', '.join(config.cameras)} in {store.path}, found {', '.join(store.cameras)}: "
-            "set the cameras to those of the store"
+            f"expected cameras {', '.join(config.cameras)} in {store.path}, "
+            f"found {', '.join(store.cameras)}: set the cameras to those of the store"
         )
     if abs(store.fps - config.hz * config.commands_per_latent) > 1e-6:
         raise UserError(

@@ -113,7 +113,7 @@ def episode_schema(cameras: tuple[str, ...]) -> pa.Schema:
 
 def tasks_table(texts: list[str]) -> pa.Table:
     """The table of instructions; pandas (hence LeRobot) must find `task` as its index."""
-    pandas = {
+    pandas: dict[str, Any] = {
         "index_columns": ["task"],
         "column_indexes": [],
         "columns": [
@@ -124,7 +124,7 @@ def tasks_table(texts: list[str]) -> pa.Table:
         "pandas_version": "2.2.0",
     }
     for column in pandas["columns"]:
-        column["metadata"] = None  # type: ignore[index]
+        column["metadata"] = None
     table = pa.table(
         {"task_index": pa.array(range(len(texts)), pa.int64()), "task": pa.array(texts, pa.string())}
     )

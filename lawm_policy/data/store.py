@@ -183,7 +183,7 @@ class EpisodeStore:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names the content: changes with any episode, caption, split or video; not with the folder's name."""
+        """Names the content: changes with any episode, caption, split or video, not with the folder."""
         digest = hashlib.sha256()
         digest.update(json.dumps([self.info["features"], self.fps, self.robot], sort_keys=True).encode())
         digest.update(json.dumps(self.rows, sort_keys=True).encode())

@@ -14,6 +14,7 @@ from typing import Any
 
 import av
 import numpy as np
+import numpy.typing as npt
 
 GOP = 2
 CRF = 18
@@ -113,6 +114,7 @@ class Packets:
     codec: str
     rate: float  # frames a second, on average
     promised: float  # seconds the header promises; 0 when it says nothing
+    aspect: float  # of one pixel: width over height
 
 
 def scan_packets(path: Path) -> Packets:
@@ -127,7 +129,7 @@ def scan_packets(path: Path) -> Packets:
                 if packet.size and moment is not None:
                     times.append(float(moment * base))
         except av.FFmpegError as error:
-            raise VideoError(f"{path.name} is damaged after {len(times)} frames: {error}") from error
+            raise VideoError(f"{path.name} is damaged after {len(times)} frames: {why(error)}") from error
         if not times:
             raise VideoError("no video frames")
         promised = float(stream.duration * base) if stream.duration else (container.duration or 0) / 1e6
@@ -135,7 +137,15 @@ def scan_packets(path: Path) -> Packets:
         ordered = np.sort(np.asarray(times))
         span = ordered[-1] - ordered[0]
         rate = (len(ordered) - 1) / span if span > 0 else float(stream.average_rate or 1)
-        return Packets(ordered, context.height, context.width, context.name, rate, promised)
+        return Packets(
+            times=ordered,
+            height=context.height,
+            width=context.width,
+            codec=context.name,
+            rate=rate,
+            promised=promised,
+            aspect=float(stream.sample_aspect_ratio or 1),
+        )
 
 
 def count_frames(path: Path) -> int:
@@ -143,62 +153,68 @@ def count_frames(path: Path) -> int:
 
 
 def decode_at(
-    path: Path, times: np.ndarray, *, tolerance: float, start: float = 0.0
+    path: Path, times: np.ndarray, *, tolerance: float, start: float = 0.0, seek: bool = True
 ) -> Iterator[av.VideoFrame]:
     """Yields, for each of the ascending `times` (seconds after `start`), the nearest decoded frame.
 
     Consecutive equal frames are the same object. Raises VideoError where the nearest frame is
-    further away than `tolerance`.
+    further away than `tolerance`, or is one that the decoder had to make up.
     """
     wanted = np.asarray(times, dtype=np.float64) + start
-    if not len(wanted):
-        return
     position = 0
+    before: av.VideoFrame | None = None
+    before_time = -np.inf
+    for frame, now in _decoded(path, wanted[0] - tolerance if seek else None):
+        while position < len(wanted) and wanted[position] <= now:
+            early = before is not None and wanted[position] - before_time <= now - wanted[position]
+            nearest, when = (before, before_time) if early else (frame, now)
+            yield _near(nearest, wanted[position], when, tolerance, path)
+            position += 1
+        if position == len(wanted):
+            return
+        before, before_time = frame, now
+    while position < len(wanted):  # the last frame stands for what little follows it
+        yield _near(before, wanted[position], before_time, tolerance, path)
+        position += 1
+
+
+def _decoded(path: Path, seek: float | None) -> Iterator[tuple[av.VideoFrame, float]]:
+    """Frames with their times in seconds, in order, from the key frame before `seek` on."""
+    now = -np.inf
     with _opened(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         base = float(stream.time_base or 0)
-        if wanted[0] > 0:
-            container.seek(max(0, int((wanted[0] - tolerance) / base)), stream=stream, backward=True)
-        before: av.VideoFrame | None = None
-        before_time = -np.inf
+        if seek is not None and seek > 0:
+            container.seek(int(seek / base), stream=stream, backward=True)
         try:
             for frame in container.decode(stream):
-                if frame.pts is None:
-                    continue
-                now = float(frame.pts) * base
-                while position < len(wanted) and wanted[position] <= now:
-                    nearest, when = (
-                        (before, before_time)
-                        if before is not None and wanted[position] - before_time <= now - wanted[position]
-                        else (frame, now)
-                    )
-                    _check_near(wanted[position], when, tolerance, path)
-                    yield nearest
-                    position += 1
-                if position == len(wanted):
-                    return
-                before, before_time = frame, now
+                ticks = frame.pts if frame.pts is not None else frame.dts
+                if ticks is not None and ticks * base > now:
+                    now = float(ticks * base)
+                    yield frame, now
         except av.FFmpegError as error:
-            raise VideoError(f"{path.name} cannot be decoded after {before_time:.2f} s: {error}") from error
-        while position < len(wanted):  # the last frame stands for what little follows it
-            _check_near(wanted[position], before_time, tolerance, path)
-            assert before is not None
-            yield before
-            position += 1
+            raise VideoError(
+                f"{path.name} cannot be decoded after {max(now, 0):.2f} s: {why(error)}"
+            ) from error
 
 
-def _check_near(wanted: float, found: float, tolerance: float, path: Path) -> None:
-    if abs(wanted - found) > tolerance:
+def _near(
+    frame: av.VideoFrame | None, wanted: float, found: float, tolerance: float, path: Path
+) -> av.VideoFrame:
+    if frame is None or abs(wanted - found) > tolerance:
         raise VideoError(
             f"expected a frame of {path.name} at {wanted:.3f} s, nearest is at {found:.3f} s "
             f"(tolerance {tolerance:.3f} s)"
         )
+    if frame.is_corrupt:
+        raise VideoError(f"{path.name} is damaged at {found:.2f} s")
+    return frame
 
 
-def square_rgb(frame: av.VideoFrame, size: int | None) -> np.ndarray:
+def square_rgb(frame: av.VideoFrame, size: int | None) -> npt.NDArray[np.uint8]:
     """(S, S, 3) uint8: the centre square, reduced by area averaging; the whole frame if size is None."""
-    image = frame.to_ndarray(format="rgb24")
+    image = _rgb(frame)
     if size is None:
         return image
     height, width = image.shape[:2]
@@ -214,7 +230,11 @@ def square_rgb(frame: av.VideoFrame, size: int | None) -> np.ndarray:
     scaled = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24").reformat(
         width=size, height=size, interpolation="AREA"
     )
-    return scaled.to_ndarray(format="rgb24")
+    return _rgb(scaled)
+
+
+def _rgb(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
+    return np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
 
 
 def read_frames(
@@ -229,12 +249,19 @@ def read_frames(
     return np.stack(out)
 
 
+def why(error: Exception) -> str:
+    """The library's own words, without its error numbers and paths."""
+    text = getattr(error, "strerror", None) or str(error)
+    log = getattr(error, "log", None)
+    return f"{text} ({log[2].strip()})" if log else text
+
+
 def _opened(path: Path) -> Any:
     """An input container with at least one video stream, or VideoError."""
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{path.name} cannot be opened: {error}") from error
+        raise VideoError(f"{path.name} cannot be opened: {why(error)}") from error
     if not container.streams.video:
         container.close()
         raise VideoError(f"{path.name} has no video stream")

@@ -15,7 +15,7 @@ import numpy as np
 from lawm_policy.sim.pilot import CLOSED, OPEN, Moves, Pilot, Style
 from lawm_policy.sim.tabletop_env import CONTROL_HZ, TabletopEnv, find_task
 from lawm_policy.sim.tabletop_layout import AREA, KEEP_OUT, PUSH_BEHIND
-from lawm_policy.sim.tabletop_scene import BLOCKS, BOWL_HEIGHT, BOWLS, DRAWER_FRONT, DRAWER_TRAVEL
+from lawm_policy.sim.tabletop_scene import BLOCKS, BOWL_HEIGHT, DRAWER_FRONT, DRAWER_TRAVEL
 from lawm_policy.sim.tabletop_tasks import OPENED, TASKS, Goal, Task, World, graspable, in_drawer
 
 PUSH_GRIP = 0.34  # fingers a little apart: two points of contact push straight
@@ -212,9 +212,14 @@ class Player(Expert):
         yield from self.fly(pose, tolerance=0.015)
 
     def _carry(self, block: str) -> Moves:
-        bowls = [bowl for bowl in BOWLS if Goal("in_bowl", block, bowl) not in HELD_OUT]
+        bowls = [
+            name
+            for name, bowl in self.world.bowls.items()
+            if Goal("in_bowl", block, name) not in HELD_OUT
+            and all(np.linalg.norm(place[:2] - bowl[:2]) > 0.06 for place in self.world.blocks.values())
+        ]
         fate = self.rng.random()
-        if fate < 0.35:
+        if fate < 0.35 and bowls:
             yield from self.place_in_bowl(block, str(self.rng.choice(bowls)))
         elif fate < 0.5:
             yield from self.place_in_drawer(block)

@@ -249,7 +249,8 @@ def select_tasks(words: str) -> tuple[str, ...]:
             found = [name for name, task in TASKS.items() if task.kind == word]
         if not found:
             raise UserError(
-                f"expected all, train, held_out, place, push, drawer, two_step or tasks among {', '.join(TASKS)}; "
+                f"expected all, train, held_out, place, push, drawer, two_step or any of "
+                f"{', '.join(TASKS)}; "
                 f"found {word!r}: choose some of these"
             )
         chosen += [name for name in found if name not in chosen]

@@ -1,0 +1,339 @@
+"""`lawm collect`: episodes by scripted experts, as labelled demonstrations or as unlabelled videos."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import tyro
+
+from lawm_policy.console import progress, say
+from lawm_policy.data.layout import write_json
+from lawm_policy.data.store_writer import StoreWriter, image_stats, seal
+from lawm_policy.data.video import write_video
+from lawm_policy.runs import check_out
+from lawm_policy.sim.experts_tabletop import Rollout, play, rollout
+from lawm_policy.sim.kinematics import load_chain
+from lawm_policy.sim.protocol import SPLITS
+from lawm_policy.sim.tabletop_env import CONTROL_HZ, TabletopEnv
+from lawm_policy.sim.tabletop_scene import CAMERAS
+from lawm_policy.sim.tabletop_tasks import TASKS, select_tasks
+from lawm_policy.sim.workers import Outcome, run_jobs
+from lawm_policy.types import UserError
+
+REQUEST = "collect.json"
+PLAY = "play"
+ATTEMPTS = 4  # a scene in which the expert fails is tried again, differently, before it is given up
+
+
+@dataclass(frozen=True)
+class CollectArgs:
+    """Episodes by scripted experts in the built-in tabletop.
+
+    demos: an episode store with images, states and commands at 20 Hz. videos: folders of mp4 without
+    commands, named after who moves (arm, hand, play), NAME.front.mp4 beside NAME.wrist.mp4 and, where there
+    is a caption, NAME.txt. Only episodes that succeed are kept. The same arguments give the same episodes,
+    whatever the number of workers.
+    """
+
+    suite: Annotated[tyro.conf.Positional[Literal["tabletop"]], tyro.conf.arg(metavar="SUITE")]
+    """Where: tabletop."""
+    out: Path
+    """The folder to write."""
+    kind: Literal["demos", "videos"] = "demos"
+    """Labelled demonstrations, or unlabelled videos."""
+    embodiment: str = "arm6"
+    """arm5, arm6, arm7 or hand; for videos also several, separated by commas."""
+    command: Literal["joint", "ee"] = "joint"
+    """Absolute joint targets, or steps of the gripper's pose."""
+    tasks: str | None = None
+    """Names, kinds, all, train (all but two), held_out. Left out: all for demos, train for videos."""
+    episodes: int = 10
+    """Episodes of each task."""
+    play: int = 0
+    """Episodes of motion without a task."""
+    play_seconds: float = 10.0
+    """Length of one of those."""
+    seed: int = 0
+    """The first scene."""
+    shared_scenes: bool = False
+    """Every task in the same scenes; else each episode has a scene of its own."""
+    size: int = 64
+    """Pixels of the images' side (even)."""
+    fps: int = CONTROL_HZ
+    """Frames a second of videos: 20, 10, 5 or 4 (demonstrations always have 20)."""
+    caption_rate: float = 1.0
+    """Share of the videos of tasks that get a caption."""
+    distractors: int = 0
+    """Small things that move along the table's edges."""
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes; 0: none but this."""
+    resume: bool = False
+    """Go on where this collection stopped."""
+    force: bool = False
+    """Replace an earlier collection."""
+
+
+class Slot(NamedTuple):
+    """One episode to be: `task` may be `play`; `folder` is where it goes, relative to the output."""
+
+    embodiment: str
+    task: str
+    seed: int
+    folder: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.embodiment}-{self.task}-{self.seed:06d}"
+
+
+class Done(NamedTuple):
+    """What a worker says of a slot: `steps` is 0 where it was given up."""
+
+    steps: int
+    failures: int
+
+
+def run(args: CollectArgs) -> int:
+    slots = _check(args)
+    out = check_out(args.out, resume=args.resume, force=args.force, marker=REQUEST)
+    if args.force and not args.resume and out.exists():
+        shutil.rmtree(out)
+    _check_request(out, args)
+    collect = _collect_demos if args.kind == "demos" else _collect_videos
+    tally: Counter[str] = Counter()
+    errors = []
+    with progress("collect", len(slots), unit="episodes") as bar:
+        for slot, outcome in collect(out, args, slots):
+            if outcome.error is not None:
+                errors.append(f"{slot.name}: {outcome.error}")
+            else:
+                tally["kept" if outcome.result.steps else "given up"] += 1
+                tally["steps"] += outcome.result.steps
+                tally["failures"] += outcome.result.failures
+            bar.advance(note=f"{tally['failures']} failures" if tally["failures"] else None)
+    for line in errors:
+        say(line)
+    already = len(slots) - tally["kept"] - tally["given up"] - len(errors)
+    say(
+        f"{args.out}: {tally['kept']} episodes, {tally['steps'] / CONTROL_HZ / 60:.1f} minutes"
+        + (f", {already} were there already" if already else "")
+        + f"; the expert failed {tally['failures']} times, {tally['given up']} scenes were given up"
+    )
+    return 1 if errors else 0
+
+
+# ---------------------------------------------------------------------- what was asked for
+
+
+def _check(args: CollectArgs) -> list[Slot]:
+    bodies = tuple(word.strip() for word in args.embodiment.split(","))
+    for body in bodies:
+        load_chain(body)
+    if len(bodies) > 1 and args.kind == "demos":
+        raise UserError(
+            f"expected one embodiment for demonstrations, found {args.embodiment}: collect each apart"
+        )
+    if args.fps not in (20, 10, 5, 4) or (args.kind == "demos" and args.fps != CONTROL_HZ):
+        raise UserError(
+            f"expected --fps 20, 10, 5 or 4 (20 for demonstrations), found {args.fps}: choose one"
+        )
+    if args.size % 2 or not 16 <= args.size <= 640:
+        raise UserError(f"expected an even --size from 16 to 640, found {args.size}: choose one")
+    if not 0 <= args.caption_rate <= 1:
+        raise UserError(f"expected --caption-rate from 0 to 1, found {args.caption_rate}: choose one")
+    if min(args.episodes, args.play, args.seed, args.distractors, args.workers) < 0 or args.play_seconds < 1:
+        raise UserError("expected no negative number, and a second of play or more: check the arguments")
+    tasks = select_tasks(args.tasks or ("all" if args.kind == "demos" else "train"))
+    number = {name: index for index, name in enumerate(TASKS)}
+    slots = []
+    for body in bodies:
+        group = "hand" if body == "hand" else "arm"
+        for k in range(args.episodes):
+            for task in tasks:
+                offset = k if args.shared_scenes else k * len(TASKS) + number[task]
+                slots.append(Slot(body, task, args.seed + offset, group))
+        group = PLAY if body != "hand" else "hand_play"
+        slots += [Slot(body, PLAY, args.seed + k, group) for k in range(args.play)]
+    if not slots:
+        raise UserError("expected at least one episode, found none: give --episodes or --play")
+    last = max(slot.seed for slot in slots)
+    if last >= SPLITS["val"]:
+        raise UserError(
+            f"expected scenes below {SPLITS['val']}, where validation begins, found {last}: "
+            "lower --seed or --episodes"
+        )
+    return slots
+
+
+def _check_request(out: Path, args: CollectArgs) -> None:
+    """A collection that is resumed must have been asked for in the same words."""
+    asked = _request(args)
+    path = out / REQUEST
+    if out.is_dir() and any(out.iterdir()):
+        if not path.is_file():
+            raise UserError(
+                f"expected {REQUEST} in {out} to resume it, found other files: give another --out"
+            )
+        found = json.loads(path.read_text())
+        if differing := [key for key in asked if found.get(key) != asked[key]]:
+            key = differing[0]
+            raise UserError(
+                f"expected {key} {found.get(key)!r} as in {out} to resume it, found {asked[key]!r}: "
+                "give another --out"
+            )
+
+
+# ---------------------------------------------------------------------- the two kinds
+
+
+def _collect_demos(out: Path, args: CollectArgs, slots: list[Slot]) -> Iterator[tuple[Slot, Outcome]]:
+    """Workers stage episodes; this process commits them in the order of the slots."""
+    env = TabletopEnv(embodiment=args.embodiment, command=args.command, size=args.size, images=False)
+    card = env.robot_card() | {"cameras": list(CAMERAS)}
+    with StoreWriter(
+        out,
+        fps=CONTROL_HZ,
+        cameras={camera: (args.size, args.size) for camera in CAMERAS},
+        state_names=env.state_names,
+        action_names=env.action_names,
+        robot=card,
+        append=args.resume,
+    ) as writer:
+        _write_request(out, args)
+        slots = [slot for slot in slots if slot.name not in writer.sources]
+        jobs = [slot._replace(folder=str(writer.staging_folder())) for slot in slots]
+        arguments = {"args": args, "shape": Shape.of(writer)}
+        waiting: dict[int, Outcome] = {}
+        following = 0
+        for outcome in run_jobs(f"{__name__}:prepare_demo", arguments, jobs, workers=args.workers):
+            waiting[outcome.index] = outcome
+            while following in waiting:
+                ready = waiting.pop(following)
+                if ready.error is None and ready.result.steps:
+                    writer.commit(Path(jobs[following].folder))
+                yield slots[following], ready
+                following += 1
+
+
+def _collect_videos(out: Path, args: CollectArgs, slots: list[Slot]) -> Iterator[tuple[Slot, Outcome]]:
+    _write_request(out, args)
+    slots = [slot for slot in slots if not _video_file(out, slot, CAMERAS[0]).exists()]
+    arguments = {"args": args, "out": out}
+    for outcome in run_jobs(f"{__name__}:prepare_video", arguments, slots, workers=args.workers):
+        yield slots[outcome.index], outcome
+
+
+# ---------------------------------------------------------------------- in a worker
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What every episode of the store has."""
+
+    fps: int
+    cameras: dict[str, tuple[int, int]]
+    state_names: tuple[str, ...] | None
+    action_names: tuple[str, ...] | None
+
+    @staticmethod
+    def of(writer: StoreWriter) -> Shape:
+        return Shape(writer.fps, writer.cameras, writer.state_names, writer.action_names)
+
+
+def prepare_demo(args: CollectArgs, shape: Shape) -> Callable[[Slot], Done]:
+    perform = _performer(args)
+
+    def work(slot: Slot) -> Done:
+        episode, failures = perform(slot)
+        folder = Path(slot.folder)
+        if episode is None:
+            shutil.rmtree(folder)
+            return Done(0, failures)
+        for file in folder.iterdir():  # of a worker that died here
+            file.unlink()
+        stats = {}
+        for camera, frames_THWC in episode.frames.items():
+            write_video(folder / f"{camera}.mp4", frames_THWC, shape.fps)
+            stats[camera] = image_stats(frames_THWC[:: max(1, len(frames_THWC) // 8)])
+        facts: dict[str, Any] = {"text": episode.text, "task": slot.task, "embodiment": slot.embodiment}
+        facts |= {"split": None, "source": slot.name}
+        steps = len(episode.action_TA)
+        seal(
+            folder,
+            shape,
+            length=steps,
+            facts=facts,
+            stats=stats,
+            state=episode.state_TP,
+            actions=episode.action_TA,
+        )
+        return Done(steps, failures)
+
+    return work
+
+
+def prepare_video(args: CollectArgs, out: Path) -> Callable[[Slot], Done]:
+    perform = _performer(args)
+
+    def work(slot: Slot) -> Done:
+        episode, failures = perform(slot)
+        if episode is None:
+            return Done(0, failures)
+        _video_file(out, slot, CAMERAS[0]).parent.mkdir(parents=True, exist_ok=True)
+        # Drawn from the name alone, so that a lower rate leaves a subset of the captions.
+        if episode.text and zlib.crc32(slot.name.encode()) / 2**32 < args.caption_rate:
+            (out / slot.folder / f"{slot.name}.txt").write_text(episode.text + "\n")
+        for camera in reversed(CAMERAS):  # the first camera's file says that the episode is complete
+            target = _video_file(out, slot, camera)
+            part = target.with_name(f".{target.stem}.part.mp4")
+            write_video(part, episode.frames[camera], args.fps)
+            part.replace(target)
+        return Done(len(episode.action_TA), failures)
+
+    return work
+
+
+def _performer(args: CollectArgs) -> Callable[[Slot], tuple[Rollout | None, int]]:
+    """Plays slots, with one environment for each embodiment; says how often the expert failed."""
+    envs: dict[str, TabletopEnv] = {}
+    stride = CONTROL_HZ // args.fps
+
+    def perform(slot: Slot) -> tuple[Rollout | None, int]:
+        if slot.embodiment not in envs:
+            envs[slot.embodiment] = TabletopEnv(
+                embodiment=slot.embodiment, command=args.command, size=args.size, distractors=args.distractors
+            )
+        env = envs[slot.embodiment]
+        if slot.task == PLAY:
+            return play(env, slot.seed, args.play_seconds, frame_stride=stride), 0
+        for attempt in range(ATTEMPTS):
+            episode = rollout(env, slot.task, slot.seed, frame_stride=stride, attempt=attempt)
+            if episode.success:
+                return episode, attempt
+        return None, ATTEMPTS
+
+    return perform
+
+
+def _video_file(out: Path, slot: Slot, camera: str) -> Path:
+    return out / slot.folder / f"{slot.name}.{camera}.mp4"
+
+
+def _write_request(out: Path, args: CollectArgs) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / REQUEST, _request(args))
+
+
+def _request(args: CollectArgs) -> dict[str, Any]:
+    """What decides which episodes there will be."""
+    return {
+        key: value for key, value in asdict(args).items() if key not in ("out", "workers", "resume", "force")
+    }

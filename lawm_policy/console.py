@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ class Bar:
 
 
 def interactive() -> bool:
-    return sys.stderr.isatty()
+    """True where someone watches; of several processes of one launch, only the first may draw."""
+    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from lawm_policy.training_state import (
     make_optimizer,
     model_card,
     move,
+    pin,
     seed_everything,
     sigterm,
     slice_batch,
@@ -210,7 +211,9 @@ class _Loop:
             return self._result(at.stopped)
         self.out.mkdir(parents=True, exist_ok=True)
         log = Log(self.out, at.step) if self.main else None
-        prefetch = Prefetch(batches, at.step, cfg.steps)
+        self.optimizer.zero_grad()  # whatever the caller tried before
+        on_gpu = self.device.type == "cuda"
+        prefetch = Prefetch((lambda i: pin(batches(i))) if on_gpu else batches, at.step, cfg.steps)
         began, before = time.monotonic(), at.seconds
         try:
             with sigterm() as told, progress("train", cfg.steps, unit="steps", done=at.step) as bar:
@@ -234,6 +237,11 @@ class _Loop:
                         self._save(log)
                     if stop and not at.stopped:
                         return self._result("sigterm")
+        except torch.OutOfMemoryError:
+            size = f"{cfg.batch_size} in {cfg.accumulate} parts"
+            raise UserError(
+                f"expected GPU memory for a batch of {size}, found too little: raise accumulate"
+            ) from None
         finally:
             prefetch.close()
             if log is not None:
@@ -372,10 +380,8 @@ class _Loop:
         training = dict(found.meta["training"])
         optimizer, extra = training.pop("optimizer"), training.pop("extra")
         if key := config.difference(training["config"], config.to_dict(self.cfg)):
-            raise UserError(
-                f"expected the training configuration of {self.out} to resume it, found another {key}:"
-                " give another --out"
-            )
+            said = f"expected the training configuration of {self.out} to resume it, found another {key}"
+            raise UserError(f"{said}: give another --out")
         self.at = _Progress(**{k: training[k] for k in vars(_Progress())})
         weights = found.tensors("model")
         if self.average is not None:

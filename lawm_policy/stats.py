@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-ONE_LOOK = "Holds for one look at a number of episodes chosen beforehand, not for stopping when it pleases."
+ONE_LOOK = (
+    "The interval holds for one look at a number of episodes chosen beforehand, "
+    "not for looking again and again until it excludes zero."
+)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ The page carries its pictures, films and charts, and fetches nothing.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from lawm_policy.stages.report_sources import (
     embed,
     read,
 )
+from lawm_policy.stats import ONE_LOOK
 from lawm_policy.types import UserError
 
 FILM_BYTES, PICTURE_BYTES = 5_000_000, 2_000_000  # as files; base64 adds a third. The page stays below 10 MB.
@@ -147,6 +149,7 @@ def _results(evaluations: list[Evaluation], compared: dict[str, Any] | None) -> 
     parts.append(_task_table(evaluations, numbers, compared))
     if compared:
         parts.append(f"<p>{esc(compared['verdict'])}{_to_decide(compared)}</p>")
+        parts.append(f'<p class="soft">{esc(ONE_LOOK)}</p>')
     return "".join(parts)
 
 
@@ -158,15 +161,18 @@ def _to_decide(compared: dict[str, Any]) -> str:
     return f" About {needed} paired episodes would decide a difference of this size; these are {here}."
 
 
+def _errors(n: dict[str, Any]) -> str:
+    return f"{n['errors']} error{'s' if n['errors'] > 1 else ''}"
+
+
 def _task_table(
     evaluations: list[Evaluation], numbers: list[dict[str, Any]], compared: dict[str, Any] | None
 ) -> str:
     def cell(n: dict[str, Any] | None) -> str:
         if n is None or not n["episodes"]:
-            return "–" if n is None or not n["errors"] else f"–<small>{n['errors']} errors</small>"
-        errors = f", {n['errors']} errors" if n["errors"] else ""
-        told = f"{n['successes']}/{n['episodes']}, {span(n['low'], n['high'])}{errors}"
-        return f"{percent(n['rate'])}<small>{told}</small>"
+            return "–" if n is None or not n["errors"] else f"–{html.small(_errors(n))}"
+        told = [f"{n['successes']}/{n['episodes']}", span(n["low"], n["high"])]
+        return percent(n["rate"]) + html.small(*told, *([_errors(n)] if n["errors"] else []))
 
     def difference(n: dict[str, Any] | None) -> list[str]:
         if not compared:
@@ -174,7 +180,8 @@ def _task_table(
         if n is None:
             return ["–"]
         d = n["difference"]
-        return [f"{points(d['value'])}<small>{span(d['low'], d['high'], signed=True)}</small>"]
+        interval = html.small(f"{points(d['low'])} to", points(d["high"]), apart=False)
+        return [points(d["value"]) + interval + html.signed_track(d)]
 
     tasks = sorted({task for n in numbers for task in n["tasks"]})
     held_out = {task for n in numbers for task, found in n["tasks"].items() if found["held_out"]}
@@ -189,10 +196,10 @@ def _task_table(
     ]
     if held_out and len(held_out) < len(tasks):
         for key, name in (("seen", "seen in pretraining"), ("held_out", "held out of pretraining *")):
-            rows.append([name, *(cell(n[key]) for n in numbers), *(["–"] if compared else [])])
+            rows.append([name, *(cell(n[key]) for n in numbers), *([""] if compared else [])])
     rows.append(["all", *(cell(n["all"]) for n in numbers), *difference(compared)])
     note = "Per task: successes, 95% interval" + (" (* held out of pretraining)" if held_out else "")
-    return html.table(note, head, rows, total=True)
+    return html.table(note, head, rows, totals=len(rows) - len(tasks))
 
 
 def _films(evaluations: list[Evaluation], most: int) -> str:
@@ -270,17 +277,18 @@ def _strips(runs: list[TrainingRun]) -> str:
                 continue
             left -= len(content)
             told = f"{r.name}: truth, prediction, prediction with the latent actions of another clip"
-            parts.append(
-                html.picture(content, told, f"{r.name}, {path.stem.replace('-', ' ').replace('_', ' ')}")
-            )
+            parts.append(html.picture(content, told, f"{r.name}, {_words(path.stem)}"))
     if not parts:
         return ""
     return (
         '<p class="soft">Rows: what happened; what the model predicts from the first frame and the latent '
-        'actions; the same with the latent actions of another clip.</p><div class="grid">'
-        + "".join(parts)
-        + "</div>"
+        "actions; the same with the latent actions of another clip.</p>" + "".join(parts)
     )
+
+
+def _words(stem: str) -> str:
+    """step-00000500 -> step 500"""
+    return re.sub(r"\b0+(?=\d)", "", stem.replace("-", " ").replace("_", " "))
 
 
 def _curves(runs: list[TrainingRun]) -> str:
@@ -302,7 +310,10 @@ def _curves(runs: list[TrainingRun]) -> str:
 
 
 def _provenance(sources: Sources) -> str:
-    return "".join(f"<h3>{esc(name)}</h3>{html.definitions(pairs)}" for name, pairs in _origins(sources))
+    blocks = (
+        f"<div><h3>{esc(name)}</h3>{html.definitions(pairs)}</div>" for name, pairs in _origins(sources)
+    )
+    return f'<div class="origins">{"".join(blocks)}</div>'
 
 
 def _origins(sources: Sources) -> Iterator[tuple[str, list[tuple[str, Any]]]]:

@@ -18,7 +18,7 @@ def section(benchmark: Benchmark) -> str:
     note = html.paragraphs(str(result.get("notes") or ""))
     studied = [r for r in benchmark.rows if {"arm", "n", "mean"} <= r.keys()]
     body = _arms(studied) if studied else _rows(benchmark.rows)
-    return f'<div class="cell">{head}{note}{body}{_targets(benchmark.targets)}</div>'
+    return f'<div class="study">{head}{note}{body}{_targets(benchmark.targets)}</div>'
 
 
 def _bounds(row: dict[str, Any]) -> tuple[float, float] | None:
@@ -52,24 +52,21 @@ def _arms(rows: list[dict[str, Any]]) -> str:
                 [(100 * scale * low, 100 * scale * high) for low, high in bounds],
             )
         )
-    parts = (
-        [html.amounts(series, "Success by number of demonstrations", "demonstrations a task")]
-        if series
-        else []
-    )
+    parts = []
+    if series:
+        parts.append(html.amounts(series, "Success by number of demonstrations", "demonstrations a task"))
     for n in sorted({r["n"] for r in rows}, key=float):
         mine = [r for r in rows if r["n"] == n]
+        if all(str(r["arm"]) in several for r in mine):  # the chart has said it
+            continue
         lines: list[tuple[str, float | None, float | None, float | None, int]] = []
         for r in mine:
             low, high = _bounds(r) or (None, None)
             colour = several.index(str(r["arm"])) if str(r["arm"]) in several else 5
             ends = [None if x is None else scale * x for x in (low, high)]
             lines.append((str(r["arm"]), scale * float(r["mean"]), ends[0], ends[1], colour))
-        if len(several) < len(ordered) or not series:
-            parts.append(
-                f'<p class="soft">n = {esc(n)} demonstrations a task</p>{html.forest(lines, 0.0, 1.0)}'
-            )
-    parts.append(_rows(rows))
+        parts.append(f"<h4>With {esc(n)} demonstrations a task</h4>{html.forest(lines, 0.0, 1.0)}")
+    parts.append(f"<details><summary>All {len(rows)} rows</summary>{_rows(rows)}</details>")
     return "".join(parts)
 
 
@@ -96,13 +93,16 @@ def _targets(targets: list[dict[str, Any]]) -> str:
             return "not measured"
         return '<span class="met">met</span>' if met else '<span class="missed">missed</span>'
 
+    def found(target: dict[str, Any]) -> str:
+        if target.get("value") is None:
+            return "–"
+        low_high = _bounds(target)
+        return html.flat(target["value"]) + (
+            html.small(f"{low_high[0]:.4g} to", f"{low_high[1]:.4g}", apart=False) if low_high else ""
+        )
+
     rows = [
-        [
-            esc(t.get("name", "")),
-            *(html.flat(t.get(k)) if t.get(k) is not None else "–" for k in keys),
-            outcome(t.get("met")),
-        ]
-        for keys in [("goal", "value", "interval")]
+        [esc(t.get("name", "")), outcome(t.get("met")), html.flat(t.get("goal", "–")), found(t)]
         for t in targets
     ]
-    return html.table("Targets", ["Target", "goal", "value", "interval", "outcome"], rows, text_columns=(0,))
+    return html.table("Targets, set beforehand", ["Target", "outcome", "goal", "found"], rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -14,8 +15,34 @@ from lawm_policy.stages.report_charts import COLOURS, Series, curve_chart, inter
 # The page may show what it carries and fetch nothing, whatever a string in it says.
 POLICY = (
     "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
-    "base-uri 'none'; form-action 'none'"
+    "script-src 'sha256-{}'; base-uri 'none'; form-action 'none'"
 )
+
+# Films of one row start together; without this script each has its own controls.
+SCRIPT = """
+for (const row of document.querySelectorAll(".films")) {
+  const films = [...row.querySelectorAll("video")], button = document.createElement("button");
+  const label = () => {
+    const playing = films.some(film => !film.paused && !film.ended);
+    button.textContent = playing ? "Pause" : films.length > 1 ? "Play side by side" : "Play";
+  };
+  button.type = "button";
+  button.onclick = () => {
+    const playing = films.some(film => !film.paused && !film.ended);
+    for (const film of films) {
+      if (playing) film.pause();
+      else { if (films.every(f => f.ended || f.paused && !f.currentTime)) film.currentTime = 0; film.play(); }
+    }
+  };
+  for (const film of films) {
+    film.removeAttribute("controls");
+    film.loop = false;
+    for (const event of ["play", "pause", "ended"]) film.addEventListener(event, label);
+  }
+  label();
+  row.after(button);
+}
+"""
 
 
 def esc(value: Any) -> str:
@@ -32,12 +59,13 @@ def page(title: str, lead: str, eyebrow: str, sections: Sequence[tuple[str, str,
         for name, heading, html in sections
     )
     style = files("lawm_policy.stages").joinpath("report_page.css").read_text(encoding="utf-8")
+    digest = b64encode(sha256(SCRIPT.encode()).digest()).decode()
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{esc(POLICY)}">
+<meta http-equiv="Content-Security-Policy" content="{esc(POLICY.format(digest))}">
 <meta name="referrer" content="no-referrer">
 <link rel="icon" href="data:,">
 <title>{esc(title)}</title>
@@ -55,6 +83,7 @@ def page(title: str, lead: str, eyebrow: str, sections: Sequence[tuple[str, str,
 {body}
 </main>
 <footer><p>Made by <code>lawm report</code>. This file carries all it shows and fetches nothing.</p></footer>
+<script>{SCRIPT}</script>
 </body>
 </html>
 """
@@ -74,12 +103,8 @@ def points(value: float) -> str:
     return f"{100 * value:+.1f}".replace("-", "−")
 
 
-def span(low: float | None, high: float | None, signed: bool = False) -> str:
-    if low is None or high is None:
-        return "no interval"
-    if signed:
-        return f"{points(low)} to {points(high)}"
-    return f"{100 * low:.0f}–{100 * high:.0f}"
+def span(low: float | None, high: float | None) -> str:
+    return "no interval" if low is None or high is None else f"{100 * low:.0f}–{100 * high:.0f}"
 
 
 def forest(
@@ -117,10 +142,10 @@ def table(
     head: Sequence[str],
     rows: Iterable[Sequence[str]],
     *,
-    total: bool = False,
+    totals: int = 0,
     text_columns: Sequence[int] = (),
 ) -> str:
-    """A table from cells that are HTML already; the last row is a total where said. Scrolls by itself."""
+    """A table from cells that are HTML already, the last `totals` rows summing up. Scrolls by itself."""
     rows = list(rows)
 
     def kind(column: int) -> str:
@@ -129,15 +154,37 @@ def table(
     header = "".join(f'<th scope="col"{kind(i)}>{esc(name)}</th>' for i, name in enumerate(head))
     lines = []
     for number, row in enumerate(rows):
-        mark = ' class="total"' if total and number == len(rows) - 1 else ""
+        mark = ' class="total"' if totals and number >= len(rows) - totals else ""
         cells = "".join(
             f'<th scope="row"{kind(0)}>{cell}</th>' if i == 0 else f"<td{kind(i)}>{cell}</td>"
             for i, cell in enumerate(row)
         )
         lines.append(f"<tr{mark}>{cells}</tr>")
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{esc(caption)}"><table>'
-        f"<caption>{esc(caption)}</caption><thead><tr>{header}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f'<p class="caption">{esc(caption)}</p><div class="scroll" role="region" tabindex="0" '
+        f'aria-label="{esc(caption)}"><table aria-label="{esc(caption)}"><thead><tr>{header}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def small(*parts: str, apart: bool = True) -> str:
+    """Details below a number; each stays whole when the line breaks."""
+    return (
+        f"<small{' class=apart' if apart else ''}>"
+        + " ".join(f"<span>{esc(part)}</span>" for part in parts)
+        + "</small>"
+    )
+
+
+def signed_track(d: Mapping[str, float | None]) -> str:
+    """A difference and its interval on a scale from -100 to +100 points, zero in the middle."""
+    value, low, high = (d[key] for key in ("value", "low", "high"))
+    if value is None or low is None or high is None:
+        return ""
+    return (
+        f'<span class="track signed" aria-hidden="true"><i style="left:50%"></i>'
+        f'<b style="left:{50 + 50 * low:.2f}%;width:{50 * (high - low):.2f}%"></b>'
+        f'<u style="left:{50 + 50 * value:.2f}%"></u></span>'
     )
 
 
@@ -153,7 +200,7 @@ def flat(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(flat(v) for v in value)
     if isinstance(value, float):
-        return esc(f"{value:.4g}")
+        return esc(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}")
     return (
         f'<span class="mono">{esc(value)}</span>'
         if isinstance(value, str) and len(value) > 30
@@ -164,7 +211,10 @@ def flat(value: Any) -> str:
 def picture(content: bytes, told: str, caption: str = "") -> str:
     data = b64encode(content).decode()
     below = f"<figcaption>{esc(caption)}</figcaption>" if caption else ""
-    return f'<figure><img class="strip" alt="{esc(told)}" src="data:image/png;base64,{data}">{below}</figure>'
+    return (
+        f'<figure><div class="scroll" role="region" tabindex="0" aria-label="{esc(told)}">'
+        f'<img class="strip" alt="{esc(told)}" src="data:image/png;base64,{data}"></div>{below}</figure>'
+    )
 
 
 def film(content: bytes, poster: bytes, shape: tuple[int, int], told: str, caption: str) -> str:

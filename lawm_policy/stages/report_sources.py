@@ -30,8 +30,9 @@ class Evaluation:
     def films(self) -> dict[Episode, Path]:
         from lawm_policy.stages.evaluate import film_name
 
-        named = {r.episode: self.folder / VIDEO / film_name(r.episode) for r in self.records}
-        return {episode: path for episode, path in named.items() if path.is_file()}
+        there = {path.name: path for path in (self.folder / VIDEO).glob("*.mp4")}
+        named = ((r.episode, film_name(r.episode)) for r in self.records)
+        return {episode: there[name] for episode, name in named if name in there}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lawm_policy.sim.tabletop_layout import AREA, KEEP_OUT, PUSH_BEHIND
 from lawm_policy.sim.tabletop_scene import BLOCKS, BOWL_HEIGHT, DRAWER_FRONT, DRAWER_TRAVEL
 from lawm_policy.sim.tabletop_tasks import OPENED, TASKS, Goal, Task, World, graspable, in_drawer
 
-PUSH_GRIP = 0.34  # fingers a little apart: two points of contact push straight
+PUSH_GRIP = 0.55  # fingers a little apart: two points of contact push straight
 GRASP_Z = 0.020  # fingers around a block
 HOOK, BAR = 0.0285, 0.059  # gap of the drawer's handle, and outer face of its bar, from the housing's front
 
@@ -98,12 +98,14 @@ class Expert(Pilot):
             behind = self.world.blocks[block][:2] - PUSH_BEHIND * direction
             self.gripper = PUSH_GRIP
             yield from self.fly(np.array([*behind, 0.022, yaw]))
-            end = target + 0.01 * direction
             for _ in range(60):
                 ahead = float((target - self.world.blocks[block][:2]) @ direction)
                 if ahead < 0.006:
                     break
-                self.approach(np.array([*end, 0.022, yaw]), 0.8, 1.0, 0.0)
+                # Along the line through the target, slower as the block comes near it.
+                off_line = target - self.pose[:2] - direction * ((target - self.pose[:2]) @ direction)
+                aim = self.pose[:2] + direction * (ahead + 0.004) + off_line
+                self.approach(np.array([*aim, 0.022, yaw]), 0.8, 1.0, 0.0)
                 yield
             back = self.pose.copy()
             back[:2] -= 0.02 * direction

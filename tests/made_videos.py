@@ -93,7 +93,8 @@ def make_store(
     captions: bool = True,
     split: str | None = None,
 ) -> Path:
-    """A store whose frames, states and actions all say their step: state[t] = t, action[t] = t + 0.5."""
+    """A store whose frames, states and actions all say their step: state[t] = (t, e / 10, 0), action[t] =
+    (t + 0.5, -1 or 1)."""
     names = {"state_names": ["x", "y", "g"], "action_names": ["x", "g"]} if labelled else {}
     robot = {"embodiment": embodiment, "relative_to": [0, None]} if labelled else None
     with StoreWriter(
@@ -104,8 +105,8 @@ def make_store(
             frames = np.stack([numbered_frame(t, size, size) for t in range(length)])
             writer.add_episode(
                 dict.fromkeys(cameras, frames),
-                state=steps[:, None] + [[0, 0.1 * e, 0]] if labelled else None,
-                actions=steps[:, None] + [[0.5, 0]] if labelled else None,
+                state=np.stack([steps, 0 * steps + 0.1 * e, 0 * steps], axis=1) if labelled else None,
+                actions=np.stack([steps + 0.5, np.sign(steps - length / 2)], axis=1) if labelled else None,
                 text=f"do task {e % tasks}" if captions else "",
                 task=f"task{e % tasks}",
                 embodiment=embodiment,

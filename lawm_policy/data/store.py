@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lawm_policy.data import layout
-from lawm_policy.data.store_repair import automatic_split, column_values, group_name, recover
+from lawm_policy.data.store_repair import Recovery, automatic_split, column_values, group_name, recover
 from lawm_policy.data.store_writer import StoreLock, StoreWriter
 from lawm_policy.data.video import VideoError, read_frames
 from lawm_policy.types import UserError
@@ -63,6 +63,9 @@ class EpisodeStore:
         self.robot: dict[str, Any] | None = extra.get("robot")
         self.rows = rows
         self.episodes = _episodes(rows, tuple(self.cameras), info.get("robot_type"))
+        self.recovery: Recovery | None = (
+            None  # what an interrupted writing had left, if this opening found it
+        )
         self._tables: dict[Path, pa.Table] = {}
 
     @classmethod
@@ -79,14 +82,7 @@ class EpisodeStore:
             raise UserError(
                 f"expected an episode store at {root}, found {found}: make one with `lawm import`"
             )
-        if (root / layout.WORK).exists():
-            lock = StoreLock(root)
-            try:
-                recovery = recover(root)
-            finally:
-                lock.release()
-            if recovery is not None:
-                logger.warning("%s: %s", root, recovery)
+        recovery = _bring_to_rest(root)
         try:
             info = json.loads(info_path.read_text())
             extra_path = root / layout.EXTRA
@@ -102,6 +98,7 @@ class EpisodeStore:
             if images:
                 raise UserError(f"expected cameras as video at {root}, found image files for {images[0]}")
             store = cls(root, info, extra, rows)
+            store.recovery = recovery
         except (json.JSONDecodeError, UnicodeDecodeError, pa.ArrowException, KeyError, TypeError) as error:
             what = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UserError(
@@ -196,6 +193,19 @@ class EpisodeStore:
                     file.seek(max(0, size - 65536))
                     digest.update(file.read())
         return digest.hexdigest()
+
+
+def _bring_to_rest(root: Path) -> Recovery | None:
+    if not (root / layout.WORK).exists():
+        return None
+    lock = StoreLock(root)
+    try:
+        recovery = recover(root)
+    finally:
+        lock.release()
+    if recovery is not None:
+        logger.warning("%s: %s", root, recovery)
+    return recovery
 
 
 def _read_rows(table: Path) -> list[dict[str, Any]]:

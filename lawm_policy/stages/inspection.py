@@ -1,0 +1,158 @@
+"""`lawm inspect`: what a store holds, what is damaged, and a contact sheet."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from lawm_policy.data.health import damage
+from lawm_policy.data.layout import STATS
+from lawm_policy.data.store import EpisodeStore
+from lawm_policy.types import UserError
+
+SHEET_EPISODES = 12
+SHEET_MOMENTS = 6
+
+
+@dataclass(frozen=True)
+class InspectArgs:
+    """What a store holds and what is damaged. A store whose writing was interrupted is first brought to
+    rest, and what was kept and removed is said. Exit status: 0 sound, 1 damaged (each damage is a line),
+    2 not a store."""
+
+    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
+    """The store."""
+    sheet: Path | None = None
+    """Write a contact sheet (PNG) here."""
+    json: Path | None = None
+    """Write everything that is printed here, as JSON."""
+    full: bool = False
+    """Decode every frame instead of counting them."""
+    force: bool = False
+    """Replace existing files."""
+
+
+def run(args: InspectArgs) -> int | None:
+    for path in (args.sheet, args.json):
+        if path is not None and path.exists() and not args.force:
+            raise UserError(f"expected a new file, found {path}: choose another name or add --force")
+    store = EpisodeStore.open(args.data)
+    facts = describe(store)
+    facts["damage"] = list(damage(store, args.full))
+    for line in _lines(facts):
+        print(line)
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    if args.sheet is not None:
+        contact_sheet(store, args.sheet)
+        print(f"contact sheet: {args.sheet}")
+    return 1 if facts["damage"] else 0
+
+
+def describe(store: EpisodeStore) -> dict[str, Any]:
+    """Counts, durations, cameras, rates and ranges, as JSON."""
+    episodes = store.episodes
+    seconds = np.array([e.length / store.fps for e in episodes])
+    stats_path = store.path / STATS
+    stats = json.loads(stats_path.read_text()) if stats_path.exists() else {}
+    ranges = {}
+    for key, names in (("observation.state", store.state_names), ("action", store.action_names)):
+        if names and key in stats:
+            ranges[key] = {
+                name: {k: float(np.ravel(stats[key][k])[i]) for k in ("min", "max", "mean", "std")}
+                for i, name in enumerate(names)
+            }
+    return {
+        "store": str(store.path),
+        "fingerprint": store.fingerprint,
+        "episodes": len(episodes),
+        "frames": sum(e.length for e in episodes),
+        "fps": store.fps,
+        "hours": float(seconds.sum() / 3600),
+        "seconds": {
+            "shortest": float(seconds.min()),
+            "median": float(np.median(seconds)),
+            "longest": float(seconds.max()),
+        },
+        "cameras": {
+            name: {"height": h, "width": w, "episodes": sum(name in e.cameras for e in episodes)}
+            for name, (h, w) in store.cameras.items()
+        },
+        "labelled": store.labelled,
+        "captioned": sum(bool(e.text) for e in episodes),
+        "captions": len({e.text for e in episodes if e.text}),
+        "splits": dict(sorted(Counter(e.split for e in episodes).items())),
+        "embodiments": dict(sorted(Counter(e.embodiment or "(unnamed)" for e in episodes).items())),
+        "tasks": dict(sorted(Counter(e.task for e in episodes if e.task).items())),
+        "ranges": ranges,
+        "robot": store.robot,
+        "recovery": str(store.recovery) if store.recovery else None,
+        "bytes": sum(p.stat().st_size for p in store.path.rglob("*") if p.is_file()),
+    }
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    def counts(of: dict[str, int]) -> str:
+        return ", ".join(f"{name} {number}" for name, number in of.items())
+
+    s = facts["seconds"]
+    lines = [
+        f"store        {facts['store']}  ({facts['bytes'] / 1e6:.1f} MB, {facts['fingerprint'][:12]})",
+        f"episodes     {facts['episodes']}  ({counts(facts['splits'])})",
+        f"frames       {facts['frames']} at {facts['fps']} Hz, {facts['hours']:.2f} h",
+        f"duration     {s['shortest']:.1f} s to {s['longest']:.1f} s, median {s['median']:.1f} s",
+        "cameras      "
+        + ", ".join(
+            f"{name} {c['height']}x{c['width']} ({c['episodes']} episodes)"
+            for name, c in facts["cameras"].items()
+        ),
+        f"labels       {'states and actions' if facts['labelled'] else 'none: video only'}",
+        f"captions     {facts['captioned']} of {facts['episodes']} episodes, {facts['captions']} different",
+        f"embodiments  {counts(facts['embodiments'])}",
+    ]
+    if facts["tasks"]:
+        lines.append(f"tasks        {counts(facts['tasks'])}")
+    for key, dimensions in facts["ranges"].items():
+        lines.append(f"{key}")
+        for name, r in dimensions.items():
+            spread = f"mean {r['mean']:>8.3f}  std {r['std']:>7.3f}"
+            lines.append(f"    {name:<20} {r['min']:>9.3f} to {r['max']:>9.3f}   {spread}")
+    if facts["recovery"]:
+        lines.append(f"recovery     {facts['recovery']}")
+    lines += [f"damaged      {line}" for line in facts["damage"]]
+    lines.append(f"{len(facts['damage'])} damages found" if facts["damage"] else "nothing damaged")
+    return lines
+
+
+def contact_sheet(store: EpisodeStore, path: Path) -> None:
+    """A strip of moments for each of a dozen episodes spread over the store."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    chosen = np.unique(np.linspace(0, len(store.episodes) - 1, SHEET_EPISODES).round().astype(int))
+    rows = [(store.episodes[i], camera) for i in chosen for camera in store.episodes[i].cameras]
+    figure, axes = pyplot.subplots(len(rows), 1, figsize=(9, 1.9 * len(rows)), squeeze=False)
+    for axis, (episode, camera) in zip(axes[:, 0], rows, strict=True):
+        try:
+            frames = store.frames(episode.index, camera)
+            moments = np.linspace(0, episode.length - 1, SHEET_MOMENTS).round().astype(int)
+            axis.imshow(np.concatenate(list(frames[moments]), axis=1))
+        except UserError as error:
+            axis.text(0, 0.5, str(error)[:100], color="red", fontsize=7)
+        seconds = episode.length / store.fps
+        title = f"{episode.index}  {camera}  {episode.embodiment}  {seconds:.1f} s  {episode.text}"
+        axis.set_title(title[:110], fontsize=8, loc="left")
+        axis.axis("off")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)

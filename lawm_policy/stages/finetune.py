@@ -124,7 +124,7 @@ def finetune(
         resume=resume,
         force=force,
     )
-    say(f"{demonstrations.episodes} demonstrations, {len(demonstrations)} moments; training {train}")
+    say(f"{len(demonstrations.episodes)} demonstrations, {len(demonstrations)} moments; training {train}")
     batches = [held_out.batch(i, cfg.train.batch_size, seed=0) for i in range(cfg.validation_batches)]
     return fit(
         policy,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -288,8 +288,7 @@ def prepare_video(args: CollectArgs, out: Path) -> Callable[[Slot], Done]:
         if episode is None:
             return Done(0, failures)
         _video_file(out, slot, CAMERAS[0]).parent.mkdir(parents=True, exist_ok=True)
-        # Drawn from the name alone, so that a lower rate leaves a subset of the captions.
-        if episode.text and zlib.crc32(slot.name.encode()) / 2**32 < args.caption_rate:
+        if episode.text and _draw(slot.name) < args.caption_rate:
             (out / slot.folder / f"{slot.name}.txt").write_text(episode.text + "\n")
         for camera in reversed(CAMERAS):  # the first camera's file says that the episode is complete
             target = _video_file(out, slot, camera)
@@ -321,6 +320,11 @@ def _performer(args: CollectArgs) -> Callable[[Slot], tuple[Rollout | None, int]
         return None, ATTEMPTS
 
     return perform
+
+
+def _draw(name: str) -> float:
+    """In [0, 1), from the name alone: a lower caption rate leaves a subset of the captions."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "little") / 2**48
 
 
 def _video_file(out: Path, slot: Slot, camera: str) -> Path:

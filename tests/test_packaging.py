@@ -70,6 +70,11 @@ def test_the_default_set_up_leaves_out_only_what_extras_need():
     large = large_packages()
     assert large and large <= set(locked())
     assert not large & base
+    entries = re.findall(r"^([a-z0-9.-]+)==(.*?)(?=^[a-z0-9]|\Z)", LOCK, re.MULTILINE | re.DOTALL)
+    for name, entry in entries:
+        needed_by = set(re.findall(r"#(?: via)?\s+([a-z0-9._-]+)", entry)) - {"via", "lawm-policy"}
+        if name in large:
+            assert needed_by <= large, f"{name} is left out, but {needed_by - large} need it"
 
 
 def test_the_package_imports_only_what_it_declares():

@@ -1,12 +1,12 @@
 #!/bin/sh
 # Makes .venv: Python, the pinned torch, what requirements.lock says, and this package, editable.
 # TORCH=cpu|cuda (default: cuda where an NVIDIA GPU answers). EXTRAS="libero ray rerun" adds what is locked with the
-# rest but large, and that the tabletop does not need.
+# rest but large, and that the tabletop does not need. TORCH_CPU_INDEX: where to ask first for torch without CUDA.
 set -eu
 cd "$(dirname "$0")/.."
 
 torch_version=2.13.0
-torch_cpu_index=https://download.pytorch.org/whl/cpu
+torch_cpu_index=${TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}
 large_libero="bddl easydict future llvmlite numba opencv-python-headless robosuite termcolor"
 large_ray="ray"
 large_rerun="rerun-sdk"
@@ -23,8 +23,14 @@ find_python() {
     exit 1
 }
 
-# Five seconds in all: SIGALRM also ends a name look-up that hangs.
-answers() { "$python" -c "import signal as s, sys, urllib.request as u; s.alarm(5); u.urlopen(sys.argv[1])" "$1" 2>/dev/null; }
+# Five seconds in all, also for a name look-up that hangs.
+answers() {
+    "$python" -c "import os, sys, threading, urllib.request
+timer = threading.Timer(5, os._exit, [1])
+timer.daemon = True
+timer.start()
+urllib.request.urlopen(sys.argv[1])" "$1" 2>/dev/null
+}
 
 started=$(date +%s)
 python=$(find_python)

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 
 from lawm_policy.sim.protocol import Suite
+from lawm_policy.types import UserError
 
 CARD = {
     "embodiment": "arm6",
@@ -58,9 +59,22 @@ class PointEnv(gymnasium.Env):
         return {"images": {name: image for name in self.cameras}, "state": self.place.astype(np.float32)}
 
 
+def choose(words: str) -> tuple[str, ...]:
+    names = ("near", "far", "other")
+    if words != "all" and not set(words.split(",")) <= {*names}:
+        raise UserError(f"expected a task, found {words}")
+    return tuple(name for name in names if words == "all" or name in words.split(","))
+
+
 def suite() -> Suite:
     return Suite(
-        "point", {"near": 24, "far": 24, "other": 24}, ("other",), PointEnv, ("front", "wrist"), ("numpy",)
+        "point",
+        {"near": 24, "far": 24, "other": 24},
+        ("other",),
+        choose,
+        PointEnv,
+        ("front", "wrist"),
+        ("numpy",),
     )
 
 
@@ -115,6 +129,25 @@ def four_hands(run):
     return SimpleNamespace(cameras=("front",), size=8, execute=4, robot=card, sha256="x")
 
 
+class Wanderer:
+    """Moves the tabletop's arm about from where it is, by the draw of its episode."""
+
+    cameras, size, execute, sha256 = ("front", "wrist"), 32, 8, "wanderer"
+
+    def __init__(self, run=""):
+        from lawm_policy.sim.tabletop_env import TabletopEnv
+
+        self.robot = TabletopEnv(images=False).robot_card()
+
+    def reset(self):
+        pass
+
+    def act(self, observation):
+        seen = observation["images"]["front"].mean() / 255  # so that a wrong image would show
+        steps = np.random.normal(0, 0.1 * seen, (8, 6)).cumsum(0)  # noqa: NPY002
+        return np.concatenate([observation["state"][:6] + steps, np.full((8, 1), seen)], 1)
+
+
 def slow(run):
     walker = Walker()
     act = walker.act
@@ -149,8 +182,6 @@ def squares(log=""):
 
 
 def mistaken():
-    from lawm_policy.types import UserError
-
     raise UserError("expected a run, found none: make one")
 
 

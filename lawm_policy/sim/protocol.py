@@ -4,6 +4,7 @@ the records they leave. Every suite shares this file; `SUITES` says what differs
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -75,6 +76,7 @@ class Suite:
     name: str
     limits: dict[str, int]  # task -> control steps
     held_out: tuple[str, ...]  # tasks that pretraining never saw
+    choose: Callable[[str], tuple[str, ...]]  # what --tasks means
     make: Callable[..., Any]  # (embodiment, command, size, cameras, distractors, images) -> gymnasium.Env
     cameras: tuple[str, ...]
     simulators: tuple[str, ...]  # packages whose version changes the physics
@@ -83,12 +85,13 @@ class Suite:
 
 def tabletop() -> Suite:
     from lawm_policy.sim.tabletop_env import TabletopEnv
-    from lawm_policy.sim.tabletop_tasks import TASKS
+    from lawm_policy.sim.tabletop_tasks import TASKS, select_tasks
 
     return Suite(
         name="tabletop",
         limits={name: task.step_limit for name, task in TASKS.items()},
         held_out=tuple(name for name, task in TASKS.items() if task.held_out),
+        choose=select_tasks,
         make=TabletopEnv,
         cameras=("front", "wrist"),
         simulators=("lawm-policy", "mujoco"),
@@ -210,7 +213,8 @@ def _seed(episode: Episode) -> None:
 def append(descriptor: int, record: Record) -> None:
     """One line, on the disk when this returns."""
     line = json.dumps(asdict(record), allow_nan=False) + "\n"
-    os.write(descriptor, line.encode())
+    if os.write(descriptor, line.encode()) < len(line.encode()):  # the rest of the disk, then nothing
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), EPISODES)
     os.fsync(descriptor)
 
 

@@ -31,21 +31,23 @@ from lawm_policy.types import UserError
 class CompareArgs:
     """Two evaluations, episode by episode, with paired statistics."""
 
-    a: Annotated[str, tyro.conf.Positional]
+    a: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR_A")]
     """An evaluation; or several, one a seed: separated by commas, or a folder of them."""
-    b: Annotated[str, tyro.conf.Positional]
+    b: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR_B")]
     """The same for the other side, in the same order."""
     json: Path | None = None
     """Write the numbers here too."""
+    force: bool = False
+    """Replace that file."""
 
 
 def run(args: CompareArgs) -> int:
     """Prints what A and B did on the episodes they share."""
+    if args.json is not None and args.json.exists() and not args.force:
+        raise UserError(f"expected a new file, found {args.json}: add --force or choose another")
     found = compare(evaluations(args.a), evaluations(args.b))
     show(found)
     if args.json is not None:
-        if args.json.exists():
-            raise UserError(f"expected a new file, found {args.json}: choose another")
         args.json.parent.mkdir(parents=True, exist_ok=True)
         write_text(args.json, json.dumps(found, indent=1, allow_nan=False) + "\n")
     return 0

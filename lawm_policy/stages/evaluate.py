@@ -46,14 +46,14 @@ FILM_HZ, FILM_PIXELS = 10, 128
 class EvaluateArgs:
     """Success rates of a policy over an explicit grid of episodes."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Folder of a fine-tuned run, or of one checkpoint."""
     out: Path
     """Folder for episodes.jsonl, summary.json and video/."""
     suite: str = "tabletop"
     """Family of tasks, by name or as "module:function" that makes a `Suite`."""
     tasks: str = "all"
-    """Names of tasks, separated by commas; or all, seen, held-out."""
+    """Names or kinds of tasks, separated by commas; or all, train, held_out."""
     episodes: int = 20
     """Initial states a task."""
     split: Literal["val", "test"] = "test"
@@ -88,7 +88,7 @@ def run(args: EvaluateArgs) -> int:
     """Plays what is missing of the grid. 1 when an episode ended in an error, which is never a failure."""
     _check(args)
     suite = suite_named(args.suite)
-    tasks = choose_tasks(suite, args.tasks)
+    tasks = list(suite.choose(args.tasks))
     first = SPLITS[args.split] if args.seed_base is None else args.seed_base
     cells = protocol.grid(tasks, args.episodes, first, args.seed)
     actor: Actor = load_function(args.policy_factory)(args.run)
@@ -209,26 +209,6 @@ def film_name(episode: Episode) -> str:
     return f"{episode.task}-{episode.init_state}-{episode.seed}.mp4"
 
 
-def choose_tasks(suite: Suite, wanted: str) -> list[str]:
-    """The names that --tasks means, in the suite's order."""
-    from lawm_policy.config import nearest
-
-    groups = {
-        "all": list(suite.limits),
-        "seen": [t for t in suite.limits if t not in suite.held_out],
-        "held-out": list(suite.held_out),
-    }
-    if wanted in groups:
-        return groups[wanted]
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    for name in names:
-        if name not in suite.limits:
-            raise UserError(f"expected a task of {suite.name}, found {name!r}: {nearest(name, suite.limits)}")
-    if not names:
-        raise UserError(f"expected names of tasks, found {wanted!r}: write --tasks all or a,b")
-    return [name for name in suite.limits if name in names]
-
-
 def check_match(suite: Suite, actor: Actor) -> dict[str, Any]:
     """The robot card, once the policy and the simulated robot agree on it."""
     unknown = [name for name in actor.cameras if name not in suite.cameras]
@@ -238,10 +218,13 @@ def check_match(suite: Suite, actor: Actor) -> dict[str, Any]:
             f"{', '.join(unknown)}: evaluate it where its cameras are"
         )
     try:
-        env = _make(suite, actor, images=False)
+        env = _make(suite, actor)
     except (KeyError, ValueError) as error:
         raise UserError(f"expected a robot of suite {suite.name}, found the policy's ({error})") from error
     try:
+        env.reset(
+            seed=0, options={"task": next(iter(suite.limits))}
+        )  # renders: no OpenGL is known here, not later
         card = dict(env.robot_card())
         for key in ("action_names", "state_names", "rate"):
             theirs = (actor.robot or {}).get(key, card[key])
@@ -283,7 +266,7 @@ def _check(args: EvaluateArgs) -> None:
             raise UserError(f"expected --{name} of at least {least}, found {value}")
 
 
-def _make(suite: Suite, actor: Actor, distractors: int = 0, images: bool = True) -> Any:
+def _make(suite: Suite, actor: Actor, distractors: int = 0) -> Any:
     robot = actor.robot or {}
     return suite.make(
         embodiment=robot.get("embodiment", "arm6"),
@@ -291,7 +274,6 @@ def _make(suite: Suite, actor: Actor, distractors: int = 0, images: bool = True)
         size=actor.size,
         cameras=tuple(actor.cameras),
         distractors=distractors,
-        images=images,
     )
 
 
@@ -342,7 +324,9 @@ def _recover(out: Path, summary: dict[str, Any], cells: list[Episode]) -> list[R
     before = protocol.read_summary(out)
     for part in ("protocol", "policy"):
         told = json.loads(json.dumps(summary[part]))
-        if found := protocol.difference(before.get(part), told, part):
+        # Where the checkpoint lies does not matter; which one it is does.
+        told["run"], was = None, {**before.get(part, {}), "run": None}
+        if found := protocol.difference(was, told, part):
             raise UserError(f"expected to go on with {out}, found another {found}: choose another --out")
     if not (out / EPISODES).exists():
         return []

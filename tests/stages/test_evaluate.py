@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -184,8 +185,7 @@ def test_refusals(whole, tmp_path):
         (arguments(whole, resume=True, episodes=1, workers=0), "15 episodes outside"),
         (arguments(whole, resume=True, execute=2), "protocol.execute: 4 and 2"),
         (arguments(whole, resume=True, blind=True), "policy.blind: false and true"),
-        (arguments(tmp_path / "n", tasks="neer"), "did you mean 'near'"),
-        (arguments(tmp_path / "n", tasks=","), "expected names of tasks"),
+        (arguments(tmp_path / "n", tasks="neer"), "expected a task, found neer"),
         (arguments(tmp_path / "n", suite="tabeltop"), "did you mean 'tabletop'"),
         (arguments(tmp_path / "n", episodes=0), "--episodes of at least 1, found 0"),
         (arguments(tmp_path / "n", "blue"), "expected cameras among front, wrist, found .* blue"),
@@ -219,11 +219,46 @@ def test_two_at_once_are_refused(tmp_path):
             evaluate.run(arguments(out, resume=True))
 
 
-def test_choose_tasks():
-    suite = protocol.suite_named("fake_suite:suite")
-    assert evaluate.choose_tasks(suite, "far, near") == ["near", "far"]
-    assert evaluate.choose_tasks(suite, "held-out") == ["other"]
-    assert evaluate.choose_tasks(suite, "seen") == ["near", "far"]
+@pytest.mark.slow
+def test_tabletop_films_and_workers_change_nothing(tmp_path):
+    common = {"suite": "tabletop", "tasks": "open_drawer,push_red", "episodes": 2}
+    evaluate.run(arguments(tmp_path / "a", "Wanderer", workers=2, **common))
+    evaluate.run(arguments(tmp_path / "b", "Wanderer", workers=1, video=2, **common))
+    a, b = episodes(tmp_path / "a"), episodes(tmp_path / "b")
+    assert a == b and len(a) == 4 and not any(r.error for r in a)
+    films = sorted((tmp_path / "b" / "video").iterdir())
+    assert [f.name for f in films] == [
+        f"{task}-{state}-0.mp4" for task in ("open_drawer", "push_red") for state in (200_000, 200_001)
+    ]
+    with av.open(str(films[0])) as film:
+        stream = film.streams.video[0]
+        assert (stream.codec_context.name, stream.width, stream.height) == ("h264", 256, 128)
+        assert stream.frames == 1 + next(r for r in a if r.task == "open_drawer").steps // 2
+    assert not (tmp_path / "a" / "video").exists()
+
+
+def test_distractors_are_another_protocol(tmp_path):
+    common = {"suite": "tabletop", "tasks": "push_red", "episodes": 1, "workers": 0}
+    evaluate.run(arguments(tmp_path / "a", "Wanderer", **common))
+    with pytest.raises(UserError, match=r"visuals\.distractors: 0 and 2"):
+        evaluate.run(arguments(tmp_path / "a", "Wanderer", **common, distractors=2, resume=True))
+
+
+def test_no_opengl_is_said_before_anything_is_written(tmp_path):
+    command = [sys.executable, "-m", "lawm_policy", "eval", "x", "--policy-factory", "fake_suite:Wanderer"]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "MUJOCO_GL": "disable"}
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "e")], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "OpenGL" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_full_disk_is_no_half_line(monkeypatch):
+    record = protocol.Record("s", "t", 0, 0, True, 1, None, 0.1, "x")
+    monkeypatch.setattr(os, "write", lambda _, data: len(data) - 1)
+    with pytest.raises(OSError, match="No space left"):
+        protocol.append(0, record)
 
 
 def test_foreign_lines_are_refused_with_their_number(tmp_path):

@@ -182,12 +182,17 @@ def verdict(difference: Interval, p_value: float | None = None, a: str = "A", b:
         return f"{b} - {a} is {points:+.1f} points; one seed alone has no interval."
     if math.isnan(points):
         return "No episode in common: nothing can be said."
-    tail = "" if p_value is None else f", p = {p_value:.3g}"
+    tail = "" if p_value is None else f", p {probability(p_value, sign='= ')}"
     interval = f"{points:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}{tail}"
     if difference.excludes(0.0):
         better, worse = (b, a) if points > 0 else (a, b)
         return f"{better} is better than {worse} ({b} - {a}: {interval})."
     return f"Undecided: {b} - {a} is {interval}."
+
+
+def probability(p: float, sign: str = "") -> str:
+    """0.0703 -> "0.070"; what is too small for three digits is said to be."""
+    return f"{sign}{p:.3f}" if p >= 0.001 else f"<{' ' if sign else ''}0.001"
 
 
 def _check_count(successes: int, trials: int) -> None:

@@ -131,6 +131,8 @@ def test_verdict_names_the_better_or_says_undecided():
     assert stats.verdict(Interval(0.2, 0.1, 0.3)).startswith("B is better than A (B - A: +20.0 points")
     assert stats.verdict(Interval(-0.2, -0.3, -0.1), a="scratch", b="lawm").startswith("scratch is better")
     assert stats.verdict(Interval(0.1, -0.1, 0.3), 0.25) == (
-        "Undecided: B - A is +10.0 points, 95% interval -10.0 to +30.0, p = 0.25."
+        "Undecided: B - A is +10.0 points, 95% interval -10.0 to +30.0, p = 0.250."
     )
+    assert stats.verdict(Interval(0.2, 0.1, 0.3), 1e-5).endswith("p < 0.001).")
+    assert (stats.probability(0.0703), stats.probability(1e-9)) == ("0.070", "<0.001")
     assert "one seed" in stats.verdict(stats.seed_difference([0.1]))

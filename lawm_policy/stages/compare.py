@@ -117,7 +117,7 @@ def show(found: dict[str, Any]) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("", "A", "B", "B - A", "95% interval", "only A", "only B", "p", "to decide"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+        table.add_column(column, justify="right" if column else "left", no_wrap=bool(column), overflow="fold")
     for name, n in found["tasks"].items():
         table.add_row(*_cells(f"{name}{' *' if n['held_out'] else ''}", n))
     table.add_row(*_cells("all", found), style="bold")
@@ -197,6 +197,6 @@ def _cells(name: str, n: dict[str, Any]) -> list[str]:
         f"{100 * d['low']:+.1f} to {100 * d['high']:+.1f}",
         str(n["only_a"]),
         str(n["only_b"]),
-        f"{n['p_value']:.3f}",
+        stats.probability(n["p_value"]),
         "-" if n["to_decide"] is None else str(n["to_decide"]),
     ]

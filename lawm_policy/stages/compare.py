@@ -116,11 +116,15 @@ def show(found: dict[str, Any]) -> None:
     # Piped, no window limits the width: a cut number would be a wrong number.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "A", "B", "B - A", "95% interval", "only A", "only B", "p", "to decide"):
+    rows = [(f"{name}{' *' if n['held_out'] else ''}", n) for name, n in found["tasks"].items()] + [
+        ("all", found)
+    ]
+    short = ("only A", "only B", "to decide") if console.width < 100 else ()  # left out where it is narrow
+    for column in (c for c in _cells("", found) if c not in short):
         table.add_column(column, justify="right" if column else "left", no_wrap=bool(column), overflow="fold")
-    for name, n in found["tasks"].items():
-        table.add_row(*_cells(f"{name}{' *' if n['held_out'] else ''}", n))
-    table.add_row(*_cells("all", found), style="bold")
+    for name, n in rows:
+        cells = [cell for column, cell in _cells(name, n).items() if column not in short]
+        table.add_row(*cells, style="bold" if n is found else None)
     console.print(table)
     if any(n["held_out"] for n in found["tasks"].values()):
         print("* held out of pretraining")
@@ -187,16 +191,17 @@ def _interval(found: dict[str, float | None]) -> stats.Interval:
     return stats.Interval(value, -math.inf if low is None else low, math.inf if high is None else high)
 
 
-def _cells(name: str, n: dict[str, Any]) -> list[str]:
+def _cells(name: str, n: dict[str, Any]) -> dict[str, str]:
+    """Column -> cell of one row."""
     d = n["difference"]
-    return [
-        name,
-        f"{100 * n['rate_a']:.1f}%",
-        f"{100 * n['rate_b']:.1f}%",
-        f"{100 * d['value']:+.1f}",
-        f"{100 * d['low']:+.1f} to {100 * d['high']:+.1f}",
-        str(n["only_a"]),
-        str(n["only_b"]),
-        stats.probability(n["p_value"]),
-        "-" if n["to_decide"] is None else str(n["to_decide"]),
-    ]
+    return {
+        "": name,
+        "A": f"{100 * n['rate_a']:.1f}%",
+        "B": f"{100 * n['rate_b']:.1f}%",
+        "B - A": f"{100 * d['value']:+.1f}",
+        "95% interval": f"{100 * d['low']:+.1f} to {100 * d['high']:+.1f}",
+        "only A": str(n["only_a"]),
+        "only B": str(n["only_b"]),
+        "p": stats.probability(n["p_value"]),
+        "to decide": "-" if n["to_decide"] is None else str(n["to_decide"]),
+    }

@@ -125,6 +125,8 @@ def show(found: dict[str, Any]) -> None:
     for name, n in rows:
         cells = [cell for column, cell in _cells(name, n).items() if column not in short]
         table.add_row(*cells, style="bold" if n is found else None)
+    for letter in ("a", "b"):
+        print(f"{letter.upper()}: {', '.join(found[letter])}")
     console.print(table)
     if any(n["held_out"] for n in found["tasks"].values()):
         print("* held out of pretraining")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from lawm_policy.config import from_dict, load_config, to_dict
 from lawm_policy.console import say
 from lawm_policy.data.clips import DemoConfig, DemoDataset
+from lawm_policy.data.normalize import Normalization
 from lawm_policy.policies.baku import BakuConfig
 from lawm_policy.policies.latent_policy import LatentPolicyConfig
-from lawm_policy.training import ParamGroup, TrainConfig
+from lawm_policy.training import FitResult, ParamGroup, TrainConfig
 from lawm_policy.types import UserError
 
 if TYPE_CHECKING:
@@ -45,13 +46,13 @@ class FinetuneArgs:
     out: Path
     """the run's folder, made anew"""
     init: Path | None = None
-    """the pretraining run to start from; left out, the policy starts from scratch"""
+    """the run to start from, pretrained or fine-tuned; left out, the policy starts from scratch"""
     demos: int | None = None
     """labelled demonstrations a task; a smaller number is a subset of a larger one. Left out: all"""
     draw: int = 0
     """which draw of demonstrations"""
     train: Literal["all", "controller", "head"] = "all"
-    """what is trained: all of it, the controller alone (imitation from observation), or head and controller"""
+    """what is trained: all, the controller alone (imitation from observation), or head and controller"""
     head: Literal["controller", "fresh"] = "controller"
     """decode latents by a controller, or replace the latent head by a fresh action head (as LAWM does)"""
     resume: bool = False
@@ -86,19 +87,19 @@ def finetune(
     demos: int | None = None,
     draw: int = 0,
     train: Literal["all", "controller", "head"] = "all",
+    fresh: tuple[str, ...] = (),
     resume: bool = False,
     force: bool = False,
-) -> Any:
-    """Trains a policy; returns `FitResult`."""
+) -> FitResult:
+    """Trains a policy. `fresh` names parts of it that start anew although the run to start from has them."""
     import torch
 
-    from lawm_policy import checkpoint
     from lawm_policy.policies.latent_policy import LatentPolicy
     from lawm_policy.runs import check_out, open_run
     from lawm_policy.training import fit
 
     check_out(out, resume=resume, force=force)
-    pretrained = checkpoint.load(init, kind="pretrained") if init is not None else None
+    pretrained = _load(init) if init is not None else None
     if pretrained is None and train != "all":
         raise UserError(
             f"expected --init with --train {train}, found none: from scratch there is nothing to freeze"
@@ -110,10 +111,17 @@ def finetune(
     held_out = DemoDataset(data, replace(cfg.data, shift=0), split="val")
 
     torch.manual_seed(cfg.train.seed)
-    policy = LatentPolicy(cfg.policy, demonstrations.statistics(), demonstrations.robot)
+    normalization = demonstrations.statistics()
+    if pretrained is not None and pretrained.kind == "finetuned":  # its controller speaks in its own units
+        normalization = Normalization.from_json(pretrained.meta["normalization"])
+    robot = demonstrations.robot
+    if robot is None:  # a store from elsewhere: commands as they are, not offsets from a state
+        names = {"state_names": demonstrations.state_names, "action_names": demonstrations.action_names}
+        robot = {key: list(value) for key, value in names.items()} | {"relative_to": None}
+    policy = LatentPolicy(cfg.policy, normalization, robot)
     came: tuple[str, ...] = ()
     if pretrained is not None:
-        report = initialise(policy, pretrained)
+        report = initialise(policy, pretrained, fresh)
         came = report.loaded
         say(str(report))
     open_run(
@@ -136,8 +144,8 @@ def finetune(
         metadata={
             "kind": "finetuned",
             "config": to_dict(cfg),
-            "normalization": demonstrations.statistics().to_json(),
-            "robot": demonstrations.robot,
+            "normalization": normalization.to_json(),
+            "robot": robot,
             "demos": demos,
             "draw": draw,
             "init": None if pretrained is None else pretrained.sha256,
@@ -158,21 +166,34 @@ def demo_config(cfg: FinetuneConfig) -> DemoConfig:
     )
 
 
-def policy_of(pretrained: Checkpoint) -> BakuConfig:
-    """The architecture that the checkpoint was pretrained with: its tensors fit no other."""
-    return from_dict(BakuConfig, pretrained.meta["config"]["recipe"]["policy"])
+def _load(init: Path) -> Checkpoint:
+    from lawm_policy import checkpoint
+
+    found = checkpoint.load(init)
+    if found.kind not in ("pretrained", "finetuned"):
+        raise UserError(
+            f"expected a pretrained or finetuned run, found '{found.kind}' at {init}: give another --init"
+        )
+    return found
 
 
-def initialise(policy: LatentPolicy, pretrained: Checkpoint) -> InitReport:
-    """The whole latent path from pretraining. Only labelled data can train the controller."""
+def policy_of(start: Checkpoint) -> BakuConfig:
+    """The architecture that the run to start from has: its tensors fit no other."""
+    part = "recipe" if start.kind == "pretrained" else "policy"
+    return from_dict(BakuConfig, start.meta["config"][part]["policy"])
+
+
+def initialise(policy: LatentPolicy, start: Checkpoint, fresh: tuple[str, ...] = ()) -> InitReport:
+    """The whole latent path from pretraining. Only labelled data can train the controller; a fine-tuned run
+    has one already."""
     from lawm_policy.checkpoint import init_from
 
-    tensors = {
-        f"policy.{name.removeprefix(PRETRAINED_POLICY)}": tensor
-        for name, tensor in pretrained.tensors("model").items()
-        if name.startswith(PRETRAINED_POLICY)
-    }
-    return init_from(policy, tensors, finetune_only=("controller",))
+    tensors = start.tensors("model")
+    if start.kind == "pretrained":
+        said = {name: t for name, t in tensors.items() if name.startswith(PRETRAINED_POLICY)}
+        tensors = {f"policy.{name.removeprefix(PRETRAINED_POLICY)}": t for name, t in said.items()}
+        fresh = (*fresh, "controller")
+    return init_from(policy, tensors, finetune_only=fresh)
 
 
 def groups(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from lawm_policy.console import say
 from lawm_policy.data.clips import ClipConfig, ClipDataset
 from lawm_policy.recipe import RecipeConfig
-from lawm_policy.training import TrainConfig
+from lawm_policy.training import FitResult, TrainConfig
+from lawm_policy.types import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 class PretrainConfig:
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     data: ClipConfig = field(default_factory=ClipConfig)  # cameras, size and length follow the policy's
+    weights: tuple[float, ...] = ()  # how often each --data is drawn from; left out: by its number of clips
     train: TrainConfig = field(default_factory=TrainConfig)
     validation_clips: int = 256
 
@@ -54,9 +57,17 @@ def run(args: PretrainArgs) -> int:
 
 
 def pretrain(
-    cfg: PretrainConfig, data: tuple[Path, ...], out: Path, *, resume: bool = False, force: bool = False
-) -> Any:
-    """Trains a recipe; returns `FitResult`."""
+    cfg: PretrainConfig,
+    data: tuple[Path, ...],
+    out: Path,
+    *,
+    module: Callable[[RecipeConfig], Recipe] | None = None,
+    change: Callable[[int, Clip], Clip] | None = None,
+    resume: bool = False,
+    force: bool = False,
+) -> FitResult:
+    """Trains a recipe. For experiments: another `module` in the recipe's place, and a `change` of each
+    training batch (a function of the step, so that a resumed run sees the same)."""
     import torch
 
     from lawm_policy.config import to_dict
@@ -67,18 +78,24 @@ def pretrain(
     check_out(out, resume=resume, force=force)
     cfg = replace(cfg, data=clip_config(cfg))
     torch.manual_seed(cfg.train.seed)
-    recipe = Recipe(cfg.recipe)
-    clips = ClipDataset(data, cfg.data, split="train")
+    recipe = (module or Recipe)(cfg.recipe)
+    clips = ClipDataset(_weighted(data, cfg.weights), cfg.data, split="train")
     held_out = validation_batches(data, cfg)
     open_run(
         out, cfg, data=dict(clips.fingerprints), seeds={"train": cfg.train.seed}, resume=resume, force=force
     )
     say(
-        f"source {cfg.recipe.source}, {_millions(recipe)} parameters, {len(clips)} clips of {cfg.data.length} frames"
+        f"source {cfg.recipe.source}, {_millions(recipe)} parameters, "
+        f"{len(clips)} clips of {cfg.data.length} frames"
     )
+
+    def batch(step: int) -> Clip:
+        drawn = clips.batch(step, cfg.train.batch_size, cfg.train.seed)
+        return drawn if change is None else change(step, drawn)
+
     return fit(
         recipe,
-        lambda step: clips.batch(step, cfg.train.batch_size, cfg.train.seed),
+        batch,
         cfg.train,
         out,
         validate=lambda: validate(recipe, held_out),
@@ -92,6 +109,14 @@ def clip_config(cfg: PretrainConfig) -> ClipConfig:
     """The policy's shapes decide what a clip looks like."""
     shape = cfg.recipe.policy
     return replace(cfg.data, size=shape.size, cameras=shape.cameras, length=shape.chunk + 1)
+
+
+def _weighted(data: tuple[Path, ...], weights: tuple[float, ...]) -> list[Path | tuple[Path, float]]:
+    if weights and len(weights) != len(data):
+        raise UserError(
+            f"expected one weight for each --data, found {len(weights)} for {len(data)}: change weights"
+        )
+    return list(zip(data, weights, strict=True)) if weights else list(data)
 
 
 def validation_batches(data: tuple[Path, ...], cfg: PretrainConfig) -> list[Clip]:

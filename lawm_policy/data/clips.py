@@ -103,6 +103,12 @@ class ClipDataset(Dataset):
         self.config, self.split = config, split
         pairs = _weighted(paths)
         stores = [EpisodeStore.open(path) for path, _ in pairs]
+        for store in stores:
+            if not set(config.cameras) & set(store.cameras):
+                raise UserError(
+                    f"expected a camera among {', '.join(config.cameras)} in {store.path}, "
+                    f"found {', '.join(store.cameras)}: set the cameras to those of the stores"
+                )
         self.embodiments: tuple[str, ...] = tuple(sorted({e.embodiment for s in stores for e in s.episodes}))
         self.fingerprints: dict[str, str] = {str(s.path): s.fingerprint for s in stores}
         requests, owners = [], []

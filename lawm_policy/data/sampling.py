@@ -11,7 +11,7 @@ from lawm_policy.data.augment import jitter_tables, shift_view
 from lawm_policy.data.cache import CachedFrames
 from lawm_policy.data.store import EpisodeStore
 
-STILL_GREY_LEVELS = 2.0  # a frame is still if no 8x8 block changed by more
+STILL_GREY_LEVELS = 3.0  # a frame is still if no 8x8 block changed by more
 STILL_FRACTION = 1e-3  # a dimension is still if it moved by less of its range in the store
 STREAMS = {"clips": 1, "demos": 2, "subset": 3}
 

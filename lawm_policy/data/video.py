@@ -38,7 +38,10 @@ class VideoWriter:
             str(path), "w", format="mp4", options={"video_track_timescale": str(fps * TICKS)}
         )
         # One thread: episodes are encoded side by side, and the bytes do not depend on the machine.
+        # Equal frames must come out equal: what still scenes are found by is that nothing changes.
+        steady = "mbtree=0:aq-mode=0"
         options = {"crf": str(CRF), "preset": "veryfast", "g": str(GOP), "bf": "0", "sc_threshold": "0"}
+        options["x264-params"] = steady
         self._stream = self._container.add_stream("libx264", rate=fps, options=options)
         self._stream.height, self._stream.width = height, width
         self._stream.pix_fmt = "yuv420p"

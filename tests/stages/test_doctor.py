@@ -41,7 +41,9 @@ def test_a_machine_that_passes_these_tests_is_healthy(healthy):
     )
 
 
-@pytest.mark.parametrize("package", ["torch", "mujoco", "av"])
+@pytest.mark.parametrize(
+    "package", ["torch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mujoco", "av"))]
+)
 def test_a_package_that_cannot_be_imported_is_named_and_the_rest_is_still_told(tmp_path, package):
     (tmp_path / f"{package}.py").write_text(f"raise ImportError('this {package} is damaged')\n")
     done = consult("--json", PYTHONPATH=str(tmp_path))
@@ -51,6 +53,7 @@ def test_a_package_that_cannot_be_imported_is_named_and_the_rest_is_still_told(t
     assert findings(done)["machine"]["state"] == "ok"
 
 
+@pytest.mark.slow
 def test_rendering_switched_off_is_broken_and_says_what_to_type():
     done = consult(MUJOCO_GL="disable")
     assert done.returncode == 1
@@ -58,6 +61,7 @@ def test_rendering_switched_off_is_broken_and_says_what_to_type():
     assert done.stdout.rstrip().endswith("things are broken: see ->.")
 
 
+@pytest.mark.slow
 def test_an_unused_nvidia_gpu_is_noted(tmp_path):
     smi = tmp_path / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho 'GPU 0: some card'\n")

@@ -104,7 +104,7 @@ def compare(side_a: Sequence[Path], side_b: Sequence[Path]) -> dict[str, Any]:
     }
     if len(per_seed) > 1:
         result["over_seeds"] = stats.seed_difference(result["seeds"]).to_json()
-    result["verdict"] = _verdict(result)
+    result["verdict"] = verdict(result)
     return result
 
 
@@ -179,15 +179,15 @@ def _numbers(shared: Sequence[tuple[Record, Record]]) -> dict[str, Any]:
     }
 
 
-def _verdict(found: dict[str, Any]) -> str:
-    """Over seeds where there are several: a new seed varies more than a new episode."""
+def verdict(found: dict[str, Any], a: str = "A", b: str = "B") -> str:
+    """In a sentence. Over seeds where there are several: a new seed varies more than a new episode."""
     if found["over_seeds"]:
-        interval = _interval(found["over_seeds"])
-        return stats.verdict(interval) + f" Student's t over {len(found['seeds'])} seeds."
-    return stats.verdict(_interval(found["difference"]), found["p_value"])
+        interval = interval_of(found["over_seeds"])
+        return stats.verdict(interval, a=a, b=b) + f" Student's t over {len(found['seeds'])} seeds."
+    return stats.verdict(interval_of(found["difference"]), found["p_value"], a=a, b=b)
 
 
-def _interval(found: dict[str, float | None]) -> stats.Interval:
+def interval_of(found: dict[str, float | None]) -> stats.Interval:
     value, low, high = found["value"], found["low"], found["high"]
     assert value is not None
     return stats.Interval(value, -math.inf if low is None else low, math.inf if high is None else high)

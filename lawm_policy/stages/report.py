@@ -23,7 +23,7 @@ from lawm_policy.sim import protocol
 from lawm_policy.sim.protocol import Episode
 from lawm_policy.stages import report_benchmarks
 from lawm_policy.stages import report_page as html
-from lawm_policy.stages.compare import compare
+from lawm_policy.stages.compare import compare, interval_of, verdict
 from lawm_policy.stages.report_page import esc, percent, points, span
 from lawm_policy.stages.report_sources import (
     MP4,
@@ -38,7 +38,7 @@ from lawm_policy.stats import ONE_LOOK
 from lawm_policy.types import UserError
 
 FILM_BYTES, PICTURE_BYTES = 5_000_000, 2_000_000  # as files; base64 adds a third. The page stays below 10 MB.
-NOT_A_LOSS = ("lr", "grad_norm", "seconds", "frames_per_s", "steps_per_s")
+NOT_A_LOSS = ("lr", "grad", "seconds", "frames_per")  # beginnings of names
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def build(sources: Sources, title: str = "", summary: str = "", films: int = 8) 
     compared = _comparison(sources.evaluations)
     lead = summary or sources.note or (compared["verdict"] if compared else "")
     return html.page(
-        title or _title(sources),
+        title or _title(sources, compared),
         lead,
         f"lawm report · {time.strftime('%-d %B %Y')}",
         [
@@ -93,15 +93,27 @@ def build(sources: Sources, title: str = "", summary: str = "", films: int = 8) 
     )
 
 
-def _title(sources: Sources) -> str:
-    if sources.evaluations:
-        suites = sorted({str(e.summary["protocol"].get("suite", "")) for e in sources.evaluations})
-        names = [e.name for e in sources.evaluations]
-        who = f"{', '.join(names[:-1])} and {names[-1]}" if 1 < len(names) < 5 else f"{len(names)} policies"
-        return f"{who if len(names) > 1 else names[0]} on {', '.join(suites)}"
-    if sources.benchmarks:
-        return ", ".join(b.name for b in sources.benchmarks)
-    return ", ".join(r.name for r in sources.runs)
+def _title(sources: Sources, compared: dict[str, Any] | None) -> str:
+    """What the folders say, as a sentence where they say one thing."""
+    names = [e.name for e in sources.evaluations]
+    suites = ", ".join(sorted({str(e.summary["protocol"].get("suite", "")) for e in sources.evaluations}))
+    if compared:
+        difference = interval_of(compared["difference"])
+        better, worse = reversed(names) if difference.value > 0 else names
+        if difference.excludes(0.0):
+            gain = f"{100 * abs(difference.value):.0f} points"
+            title = f"{better} succeeds {gain} more often than {worse} on {suites}"
+        else:
+            title = f"{compared['pairs']} episodes do not tell {names[0]} from {names[1]} on {suites}"
+    elif names:
+        title = f"{_listed(names)} on {suites}"
+    else:
+        title = _listed([source.name for source in (*sources.benchmarks, *sources.runs)])
+    return title[:1].upper() + title[1:]
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 # --- evaluations --------------------------------------------------------------------------------
@@ -116,12 +128,7 @@ def _comparison(evaluations: list[Evaluation]) -> dict[str, Any] | None:
         found = compare([a.folder], [b.folder])
     except UserError:  # other protocols, or nothing in common: `_results` says which
         return None
-    named = found["verdict"].replace("B - A", f"{b.name} − {a.name}")
-    for letter, name in (("A", a.name), ("B", b.name)):
-        named = named.replace(f"{letter} is better", f"{name} is better").replace(
-            f"than {letter} ", f"than {name} "
-        )
-    return {**found, "verdict": named}
+    return {**found, "verdict": verdict(found, a.name, b.name)}
 
 
 def _results(evaluations: list[Evaluation], compared: dict[str, Any] | None) -> str:
@@ -185,7 +192,9 @@ def _task_table(
 
     tasks = sorted({task for n in numbers for task in n["tasks"]})
     held_out = {task for n in numbers for task, found in n["tasks"].items() if found["held_out"]}
-    head = ["Task", *(e.name for e in evaluations)] + (["Difference, points"] if compared else [])
+    head = ["Task", *(e.name for e in evaluations)] + (
+        [f"{evaluations[1].name} − {evaluations[0].name}, points"] if compared else []
+    )
     rows = [
         [
             f"{esc(task.replace('_', ' '))}{' *' if task in held_out else ''}",
@@ -295,7 +304,7 @@ def _curves(runs: list[TrainingRun]) -> str:
     parts = []
     for r in runs:
         held = [key for key, splits in r.curves.items() if set(splits) - {"train"}]
-        wanted = [k for k in (held or list(r.curves)) if k not in NOT_A_LOSS]
+        wanted = [k for k in (held or list(r.curves)) if not k.startswith(NOT_A_LOSS)]
         first = [k for k in ("loss",) if k in wanted]
         shown = [*first, *(k for k in wanted if k not in first)][:6]
         drawn = html.curves(r.name, {key: r.curves[key] for key in shown})

@@ -46,6 +46,11 @@ def curve_chart(series: Sequence[Series], title: str, x_name: str = "step", widt
         path = "M" + "L".join("{:.1f} {:.1f}".format(*place(x, y)) for x, y in _thin(s.points))
         kind = "line faint" if s.faint else "line"
         parts.append(f'<path class="{kind} c{s.colour % COLOURS + 1}" d="{path}"/>')
+        if not s.faint:  # also what shows that there is one point only
+            x, y = place(*s.points[-1])
+            parts.append(
+                f'<circle class="mark c{s.colour % COLOURS + 1}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
+            )
     told = "; ".join(f"{s.name} ends at {_short(s.points[-1][1])}" for s in shown)
     return _svg(parts, width, height, f"{title}. {told}.")
 

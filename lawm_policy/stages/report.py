@@ -108,7 +108,7 @@ def _title(sources: Sources, compared: dict[str, Any] | None) -> str:
     elif names:
         title = f"{_listed(names)} on {suites}"
     else:
-        title = _listed([source.name for source in (*sources.benchmarks, *sources.runs)])
+        title = _listed([b.name for b in sources.benchmarks] + [r.name for r in sources.runs])
     return title[:1].upper() + title[1:]
 
 

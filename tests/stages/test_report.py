@@ -140,7 +140,7 @@ def test_any_mix_and_automatic_words(tmp_path):
     text = report.build(report_sources.read([str(tmp_path / "evals")]))
     assert (
         re.search(r"<h1>B succeeds \d+ points more often than a on tabletop</h1>", text)
-        and "b is better than a (b − a: " in text
+        and "b is better than a (b - a: " in text
     )
     (b / "summary.md").write_text("Ours is better & honest.")
     assert "Ours is better &amp; honest." in report.build(report_sources.read([str(a), str(b)]))

@@ -1,0 +1,255 @@
+"""The units of the label-efficiency study: data, pretraining, and cells (one arm, one n, one seed).
+
+A unit rebuilds what it needs from seeds, resumes where it was stopped, and leaves one small JSON file; the
+heavy things (data, weights) stay in the work folder, which may be lost at any time."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lawm_policy.config import load_config
+from lawm_policy.runs import versions, write_text
+from lawm_policy.stages.collect import CollectArgs
+from lawm_policy.stages.collect import run as collect
+from lawm_policy.stages.evaluate import EvaluateArgs
+from lawm_policy.stages.evaluate import run as evaluate
+from lawm_policy.stages.finetune import FinetuneConfig, finetune
+from lawm_policy.stages.importing import ImportArgs
+from lawm_policy.stages.importing import run as import_videos
+from lawm_policy.stages.pretrain import PretrainConfig, pretrain
+from lawm_policy.types import Clip
+
+VIDEO_SEED, HAND_SEED, DEMO_SEED = 0, 20_000, 50_000  # first scenes; all below the validation states
+TUNING_DRAW = 100  # a draw of demonstrations that the table never uses
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Fixed by a pilot, once, before the seeds of the table are run."""
+
+    tasks: str = "all"
+    video_tasks: str = "train"
+    arm_videos: int = 60  # a task
+    hand_videos: int = 15  # a task
+    play_videos: int = 60  # an embodiment
+    demos: int = 60  # a task, from which each seed draws n
+    states: int = 18  # initial states a task in each cell
+    pretrain: tuple[tuple[str, str], ...] = ()
+    supervised: tuple[tuple[str, str], ...] = ()
+    finetune: tuple[tuple[str, str], ...] = ()
+
+
+FULL = Sizes(
+    pretrain=(
+        ("train.steps", "3000"),
+        ("train.batch_size", "32"),
+        ("train.eval_every", "500"),
+        ("train.save_every", "250"),
+        ("recipe.world_model.decode_steps", "3"),
+    ),
+    supervised=(("train.steps", "4000"), ("train.batch_size", "64"), ("train.eval_every", "500")),
+    finetune=(("train.steps", "1500"), ("train.batch_size", "64"), ("train.eval_every", "250")),
+)
+QUICK = Sizes(
+    tasks="push_red,open_drawer",
+    video_tasks="push_red,open_drawer",
+    arm_videos=4,
+    hand_videos=2,
+    play_videos=2,
+    demos=8,
+    states=2,
+    pretrain=(("train.steps", "10"), ("train.batch_size", "8"), ("validation_clips", "16")),
+    supervised=(("train.steps", "10"), ("train.batch_size", "8"), ("validation_batches", "1")),
+    finetune=(("train.steps", "10"), ("train.batch_size", "8"), ("validation_batches", "1")),
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to come to a policy. Arms share draws of demonstrations, initialisation, budget and states."""
+
+    name: str
+    says: str
+    start: str = ""  # the pretraining that it starts from; "" is scratch
+    settings_of: str = ""  # whose tuned settings it takes; "" is its own
+    train: Literal["all", "controller", "head"] = "all"
+    fresh: tuple[str, ...] = ()  # parts of the start that it does not take
+    overrides: tuple[tuple[str, str], ...] = ()
+    ns: tuple[int, ...] = (10,)
+    seeds: int = 3
+    longer: float = 1.0  # times the steps of fine-tuning
+
+
+@dataclass(frozen=True)
+class Study:
+    out: Path  # small results, committed
+    work: Path  # data and weights
+    sizes: Sizes
+
+    # Units and their files.
+
+    def result_path(self, unit: str) -> Path:
+        return self.out / "units" / f"{unit.replace('/', '__')}.json"
+
+    def result(self, unit: str) -> dict[str, Any] | None:
+        path = self.result_path(unit)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def finish(self, unit: str, started: float, found: dict[str, Any]) -> None:
+        path = self.result_path(unit)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = {"unit": unit, "seconds": round(time.time() - started, 1), "versions": versions(), **found}
+        write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+    # Data.
+
+    def data(self) -> dict[str, Path]:
+        """Everything that is trained on, made where it is missing. `pool` holds the very episodes of the
+        arm's videos, with their commands: for the supervised arm alone."""
+        s, work = self.sizes, self.work
+        stores = {name: work / f"store-{name}" for name in ("arm", "hand")} | {
+            "pool": work / "pool",
+            "demos": work / "demos",
+        }
+        self._collect(work / "videos-arm", "arm6", s.video_tasks, s.arm_videos, VIDEO_SEED, s.play_videos)
+        self._collect(work / "videos-hand", "hand", s.video_tasks, s.hand_videos, HAND_SEED, s.play_videos)
+        self._collect(stores["pool"], "arm6", s.video_tasks, s.arm_videos, VIDEO_SEED)
+        self._collect(stores["demos"], "arm6", s.tasks, s.demos, DEMO_SEED)
+        for name in ("arm", "hand"):
+            source = work / f"videos-{name}"
+            arguments = ImportArgs("videos", source, stores[name], fps="10", size=64, workers=1)
+            self._once(f"import-{name}", lambda a=arguments: import_videos(replace(a, resume=a.out.exists())))
+        return stores
+
+    def _collect(
+        self, out: Path, body: str, tasks: str, episodes: int, seed: int, play: int | None = None
+    ) -> None:
+        arguments = CollectArgs(
+            "tabletop",
+            out,
+            kind="demos" if play is None else "videos",
+            embodiment=body,
+            tasks=tasks,
+            episodes=episodes,
+            play=play or 0,
+            seed=seed,
+            fps=20 if play is None else 10,
+            workers=1,
+        )
+        self._once(f"collect-{out.name}", lambda: collect(replace(arguments, resume=out.exists())))
+
+    def _once(self, what: str, do: Callable[[], int | None]) -> None:
+        mark = self.work / f"{what}.done"
+        if not mark.exists():
+            self.work.mkdir(parents=True, exist_ok=True)
+            if do():
+                raise SystemExit(f"{what} failed")
+            mark.touch()
+
+    # Pretraining.
+
+    def pretraining(self, name: str) -> Path:
+        """The run folder of a pretraining, made where it is missing."""
+        out = self.work / f"pretrain-{name}"
+        self._once(f"pretrain-{name}", partial(self._pretrain, name, out))
+        return out
+
+    def _pretrain(self, name: str, out: Path) -> None:
+        stores = self.data()
+        resume = out.exists()
+        if name == "supervised":
+            cfg = load_config("default", FinetuneConfig, self.sizes.supervised, stage="finetune")
+            finetune(cfg, stores["pool"], out, resume=resume)
+            return
+        recipe, _, control = name.partition("+")
+        overrides = self.sizes.pretrain
+        if control == "untrained":
+            overrides = (*overrides, ("train.steps", "1"), ("train.lr", "1e-12"), ("train.warmup", "0"))
+        cfg = load_config(recipe, PretrainConfig, overrides, stage="pretrain")
+        data = (stores["hand"],) if control == "hand-only" else (stores["arm"], stores["hand"])
+        pretrain(cfg, data, out, change=CHANGES.get(control), resume=resume)
+
+    # Cells.
+
+    def cell(
+        self, arm: Arm, n: int, draw: int, split: Literal["val", "test"], settings: Overrides
+    ) -> dict[str, Any]:
+        """Fine-tunes and plays one cell; draw and seed of initialisation are one number."""
+        stores = self.data()
+        name = f"{split}-{arm.name}-n{n}-seed{draw}" + "".join(f"-{k}={v}" for k, v in settings)
+        run, played = self.work / "cells" / name, self.work / "cells" / f"{name}-eval"
+        overrides = (*self.sizes.finetune, *settings, *arm.overrides, ("train.seed", str(draw)))
+        cfg = load_config("default", FinetuneConfig, overrides, stage="finetune")
+        if arm.longer > 1:
+            cfg = replace(cfg, train=replace(cfg.train, steps=round(arm.longer * cfg.train.steps)))
+        start = self.pretraining(arm.start) if arm.start else None
+        fitted = finetune(
+            cfg,
+            stores["demos"],
+            run,
+            init=start,
+            demos=n,
+            draw=draw,
+            train=arm.train,
+            fresh=arm.fresh,
+            resume=run.exists(),
+        )
+        grid = EvaluateArgs(
+            str(run), played, tasks=self.sizes.tasks, episodes=self.sizes.states, split=split, workers=1
+        )
+        if evaluate(replace(grid, resume=played.exists())):
+            raise SystemExit(f"{name}: an episode ended in an error; the cell is not counted")
+        return {
+            "arm": arm.name,
+            "n": n,
+            "seed": draw,
+            "split": split,
+            "settings": dict(settings),
+            "held_out_loss": fitted.best_metric,
+            "best_step": fitted.best_step,
+            "steps": fitted.step,
+            "fit_seconds": round(fitted.seconds, 1),
+            "successes": successes(played),
+        }
+
+
+Overrides = tuple[tuple[str, str], ...]
+
+
+def successes(played: Path) -> dict[str, str]:
+    """Task -> one character an initial state, in order: 1 success, 0 failure."""
+    lines = (played / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
+    records = sorted((json.loads(line) for line in lines), key=lambda r: (r["task"], r["init_state"]))
+    tasks: dict[str, str] = {}
+    for r in records:
+        tasks[r["task"]] = tasks.get(r["task"], "") + str(int(r["success"]))
+    return tasks
+
+
+# What the controls change in each training batch: a function of the step, as resuming asks.
+
+
+def permute_frames(step: int, clip: Clip) -> Clip:
+    """The frames after x_t in a random order: the same pictures without their motion."""
+    generator = torch.Generator().manual_seed(step)
+    frames = clip.frames_BTVCHW.clone()
+    for row in frames:
+        row[1:] = row[1 + torch.randperm(len(row) - 1, generator=generator)]
+    return replace(clip, frames_BTVCHW=frames)
+
+
+def permute_captions(step: int, clip: Clip) -> Clip:
+    generator = torch.Generator().manual_seed(step)
+    order = torch.randperm(len(clip.text), generator=generator).tolist()
+    return replace(clip, text=tuple(clip.text[i] for i in order))
+
+
+CHANGES = {"frames-permuted": permute_frames, "captions-permuted": permute_captions}

@@ -40,6 +40,7 @@ from lawm_policy.sim.workers import load_function, run_jobs
 from lawm_policy.types import UserError
 
 FILM_HZ, FILM_PIXELS = 10, 128
+ERRORS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,13 @@ def run(args: EvaluateArgs) -> int:
             complete=True,
         )
     show(numbers, args.out)
-    for record in done:
-        if record.error is not None:
-            say(f"error in {record.task} {record.init_state}: {record.error}")
+    failed = [record for record in done if record.error is not None]
+    for record in failed[:ERRORS_SHOWN]:
+        say(f"error in {record.task} {record.init_state}: {record.error}")
+    if len(failed) > ERRORS_SHOWN:
+        say(
+            f"and {len(failed) - ERRORS_SHOWN} more errors: see {args.out / EPISODES}; --resume plays them again"
+        )
     return 1 if numbers["all"]["errors"] else 0
 
 

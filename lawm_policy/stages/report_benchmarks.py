@@ -16,8 +16,8 @@ def section(benchmark: Benchmark) -> str:
     result = benchmark.result
     head = f"<h3>{esc(result.get('question') or benchmark.name.replace('_', ' '))}</h3>"
     note = html.paragraphs(str(result.get("notes") or ""))
-    studied = [r for r in benchmark.rows if {"arm", "n", "mean"} <= r.keys()]
-    body = _arms(studied) if studied else _rows(benchmark.rows)
+    studied = [r for r in benchmark.rows if {"arm", "n"} <= r.keys() and r.get("mean") is not None]
+    body = _arms(studied, benchmark.rows) if studied else _rows(benchmark.rows)
     return f'<div class="study">{head}{note}{body}{_targets(benchmark.targets)}</div>'
 
 
@@ -34,7 +34,7 @@ def _bounds(row: dict[str, Any]) -> tuple[float, float] | None:
     return float(pair[0]), float(pair[1])
 
 
-def _arms(rows: list[dict[str, Any]]) -> str:
+def _arms(rows: list[dict[str, Any]], every: list[dict[str, Any]]) -> str:
     """Label efficiency: lines for arms measured at several amounts, points with intervals at each amount."""
     rates = all(abs(float(r["mean"])) <= 1 for r in rows)  # fractions, else per cent already
     scale = 1.0 if rates else 0.01
@@ -49,7 +49,7 @@ def _arms(rows: list[dict[str, Any]]) -> str:
                 arm,
                 [(float(r["n"]), 100 * scale * float(r["mean"])) for r in mine],
                 colour,
-                [(100 * scale * low, 100 * scale * high) for low, high in bounds],
+                [(100 * max(0.0, scale * low), 100 * min(1.0, scale * high)) for low, high in bounds],
             )
         )
     parts = []
@@ -66,8 +66,39 @@ def _arms(rows: list[dict[str, Any]]) -> str:
             ends = [None if x is None else scale * x for x in (low, high)]
             lines.append((str(r["arm"]), scale * float(r["mean"]), ends[0], ends[1], colour))
         parts.append(f"<h4>With {esc(n)} demonstrations a task</h4>{html.forest(lines, 0.0, 1.0)}")
-    parts.append(f"<details><summary>All {len(rows)} rows</summary>{_rows(rows)}</details>")
+        parts.append(_gains(mine, scale))
+    missing = [f"{r.get('arm')} (n = {r.get('n')})" for r in every if r not in rows]
+    if missing:
+        parts.append(f'<p class="missed">Not measured: {esc(", ".join(missing))}.</p>')
+    parts.append(f"<details><summary>All {len(every)} rows</summary>{_rows(every)}</details>")
     return "".join(parts)
+
+
+def _gains(rows: list[dict[str, Any]], scale: float) -> str:
+    """Differences from a baseline, where rows carry `minus_BASELINE` and `minus_BASELINE_interval`."""
+    keys = [k for k in dict.fromkeys(k for r in rows for k in r) if k.startswith("minus_")]
+    baselines = [k for k in keys if not k.endswith("_interval") and any(r.get(k) is not None for r in rows)]
+
+    def cell(row: dict[str, Any], key: str) -> str:
+        if row.get(key) is None:
+            return "–"
+        value, bounds = scale * float(row[key]), _bounds({"interval": row.get(f"{key}_interval")})
+        if bounds is None:
+            return html.points(value) + html.small("no interval")
+        low, high = (scale * bound for bound in bounds)
+        interval = html.small(f"{html.points(low)} to", html.points(high), apart=False)
+        return html.points(value) + interval + html.signed_track({"value": value, "low": low, "high": high})
+
+    if not baselines:
+        return ""
+    head = ["Arm", *(f"minus {key.removeprefix('minus_')}, points" for key in baselines)]
+    lines = [
+        [esc(r["arm"]) + (f"<small>{esc(r['says'])}</small>" if r.get("says") else "")]
+        + [cell(r, key) for key in baselines]
+        for r in rows
+        if any(r.get(key) is not None for key in baselines)
+    ]
+    return html.table("Differences, paired by seed, with 95% intervals", head, lines)
 
 
 def _rows(rows: list[dict[str, Any]]) -> str:

@@ -104,7 +104,9 @@ def points(value: float) -> str:
 
 
 def span(low: float | None, high: float | None) -> str:
-    return "no interval" if low is None or high is None else f"{100 * low:.0f}–{100 * high:.0f}"
+    if low is None or high is None:
+        return "no interval"
+    return f"{100 * low:.0f}{' to ' if low < 0 else '–'}{100 * high:.0f}".replace("-", "−")
 
 
 def forest(
@@ -183,7 +185,7 @@ def signed_track(d: Mapping[str, float | None]) -> str:
         return ""
     return (
         f'<span class="track signed" aria-hidden="true"><i style="left:50%"></i>'
-        f'<b style="left:{50 + 50 * low:.2f}%;width:{50 * (high - low):.2f}%"></b>'
+        f'<b style="left:{50 + 50 * max(low, -1):.2f}%;width:{50 * (min(high, 1) - max(low, -1)):.2f}%"></b>'
         f'<u style="left:{50 + 50 * value:.2f}%"></u></span>'
     )
 
@@ -195,6 +197,8 @@ def definitions(pairs: Iterable[tuple[str, Any]]) -> str:
 
 def flat(value: Any) -> str:
     """A value of JSON in one line."""
+    if value is None:
+        return "–"
     if isinstance(value, Mapping):
         return ", ".join(f"{esc(k)} {flat(v)}" for k, v in value.items() if v not in (None, "", [], {}))
     if isinstance(value, list | tuple):

@@ -73,7 +73,16 @@ def test_everything_is_there_and_carried(page):
             "held out of pretraining",
             "1 error",
         ),
-        *("Does pretraining", "missed", "not measured", "step 1500", "0123456789abcdef", "better than"),
+        *(
+            "Does pretraining",
+            "missed",
+            "not measured",
+            "Not measured: hand-only (n = 10)",
+            "minus scratch",
+            "step 1500",
+            "0123456789abcdef",
+            "better than",
+        ),
     ):
         assert part in said, part
     assert len(elements.all("video")) == 8 and len(elements.all("img")) == 2

@@ -1,0 +1,137 @@
+"""Pretraining and fine-tuning as people run them, at toy size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_stores import made_store
+
+import lawm_policy as lp
+from lawm_policy import checkpoint
+from lawm_policy.cli import main
+
+SMALL = ["--set", "train.steps=6", "train.batch_size=4", "train.save_every=3", "train.log_every=1"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Videos, demonstrations, and one pretraining run."""
+    folder = tmp_path_factory.mktemp("runs")
+    made_store(folder / "videos", labelled=False)
+    made_store(folder / "demos")
+    pretrain = ["pretrain", "debug", "--data", str(folder / "videos"), "--out", str(folder / "pretrained")]
+    assert main([*pretrain, *SMALL]) == 0
+    return folder
+
+
+def finetune(work: Path, out: str, *more: str) -> int:
+    base = ["finetune", "debug", "--data", str(work / "demos"), "--out", str(work / out)]
+    return main([*base, *more, *SMALL])
+
+
+def test_pretraining_leaves_a_run_that_says_what_made_it(work: Path) -> None:
+    run = work / "pretrained"
+    assert {"config.yaml", "versions.json", "metrics.jsonl", "checkpoints", "strips"} <= {
+        p.name for p in run.iterdir()
+    }
+    saved = checkpoint.load(run)
+    assert saved.kind == "pretrained" and "source: inverse" in (run / "config.yaml").read_text()
+    validated = [
+        json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines() if '"val"' in row
+    ]
+    assert {"loss", "frames", "clone", "moving_mse", "shuffled_cost", "mean_cost"} <= validated[-1].keys()
+    assert list((run / "strips").glob("*.png"))
+
+
+def test_the_pretrained_parts_speak_the_protocol(work: Path) -> None:
+    parts = lp.load_pretrained(work / "pretrained")
+    frames = torch.zeros(1, 2, 3, 32, 32, dtype=torch.uint8)
+    state = parts.world_model.encode(frames, torch.ones(1, 2, dtype=torch.bool))
+    states = parts.world_model.rollout(state, torch.zeros(1, 6, 8))
+    assert parts.world_model.decode(states).shape == (1, 6, 2, 3, 32, 32)
+
+
+def test_finetuning_says_what_came_from_pretraining(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune(work, "finetuned", "--init", str(work / "pretrained"), "--demos", "2") == 0
+    policy = lp.load_policy(work / "finetuned")
+    controller = sum(name.startswith("controller.") for name, _ in policy.named_parameters())
+    whole = len(policy.state_dict())
+    said = (
+        f"loaded {whole - controller} of {whole} tensors from pretraining; fresh: controller ({controller})"
+    )
+    assert said in "".join(capsys.readouterr())
+
+
+def test_what_came_from_pretraining_is_what_it_trained(work: Path) -> None:
+    """With everything but the controller frozen, those tensors are pretraining's, bit for bit."""
+    assert finetune(work, "controlled", "--init", str(work / "pretrained"), "--train", "controller") == 0
+    before = checkpoint.load(work / "pretrained", which="last").tensors("model")
+    after = checkpoint.load(work / "controlled", which="last").tensors("model")
+    shared = [name for name in after if name.startswith("policy.")]
+    assert shared and all(torch.equal(after[name], before[f"encoder.{name}"]) for name in shared)
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("--init", "pretrained", "--head", "fresh"), ("--init", "pretrained", "--train", "head")]
+)
+def test_ways_to_finetune_end_in_a_policy_that_acts(work: Path, more: tuple[str, ...]) -> None:
+    more = tuple(str(work / m) if m == "pretrained" else m for m in more)
+    out = "-".join(["run", *(m.strip("-") for m in more if not m.startswith("/"))])
+    assert finetune(work, out, *more) == 0
+    policy = lp.load_policy(work / out)
+    images = {name: np.zeros((32, 32, 3), np.uint8) for name in policy.cameras}
+    chunk = policy.act({"images": images, "state": np.zeros(3, np.float32), "instruction": "go right"})
+    assert chunk.shape == (24, 3) and np.isfinite(chunk).all() and policy.execute == 8
+    assert policy.sha256 == checkpoint.load(work / out, which="best").sha256
+
+
+def test_a_finetuned_run_can_be_finetuned_again_in_its_own_units(work: Path) -> None:
+    assert finetune(work, "first") == 0
+    assert finetune(work, "again", "--init", str(work / "first"), "--demos", "1") == 0
+    first, again = (lp.load_policy(work / name) for name in ("first", "again"))
+    assert first.normalization == again.normalization
+
+
+def test_resuming_gives_what_was_never_stopped(work: Path) -> None:
+    data = ["--data", str(work / "videos")]
+    whole, parts = str(work / "whole"), str(work / "parts")
+    assert main(["pretrain", "debug", *data, "--out", whole, *SMALL]) == 0
+    assert main(["pretrain", "debug", *data, "--out", parts, *SMALL]) == 0
+    folder = work / "parts" / "checkpoints"  # as if killed after step 3
+    for name in ("last", "best"):
+        (folder / name).unlink()
+    (folder / "last").symlink_to("step-00000003")
+    checkpoint.load(folder / "last")
+    assert main(["pretrain", "debug", *data, "--out", parts, "--resume", *SMALL]) == 0
+    a, b = (checkpoint.load(run, which="last").tensors("model") for run in (whole, parts))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
+    capsys.readouterr()
+    assert main(argv) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "expected" in message and "found" in message
+    return message
+
+
+def test_mistakes_are_one_line_and_write_nothing(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    videos, demos, new = str(work / "videos"), str(work / "demos"), str(work / "new")
+    one, two = ["pretrain", "debug", "--data"], ["finetune", "debug", "--data"]
+    assert "versions.json" not in refused(
+        capsys, [*one, videos, "--out", str(work / "pretrained")]
+    )  # it exists
+    refused(capsys, [*one, str(work / "nowhere"), "--out", new])
+    refused(capsys, [*one, str(work / "pretrained"), "--out", new])  # not a store
+    refused(capsys, [*two, videos, "--out", new])  # videos have no commands
+    refused(capsys, [*two, demos, "--out", new, "--init", str(work / "demos")])  # not a run
+    refused(capsys, [*two, demos, "--out", new, "--train", "controller"])  # nothing to freeze
+    assert "train.lr" in refused(capsys, [*one, videos, "--out", new, "--train.lrr", "1"])
+    refused(capsys, [*one, videos, "--out", new, "--train.lr", "-1"])
+    refused(capsys, [*one, videos, "--out", new, "--set", "recipe.source=policy"])  # a density nobody trains
+    refused(capsys, [*two, demos, "--out", new, "--set", "policy.policy.cameras=[top]"])
+    assert not Path(new).exists()

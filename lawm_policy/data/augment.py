@@ -6,17 +6,24 @@ import numpy as np
 
 
 def shift_view(out_TCHW: np.ndarray, frames_TCHW: np.ndarray, dy: int, dx: int) -> None:
-    """Writes `frames` moved by (dy, dx) pixels into `out`, repeating the edge where nothing is left."""
-    height, width = frames_TCHW.shape[-2:]
-    ys, yd = max(0, -dy), max(0, dy)  # first row read, first row written
-    xs, xd = max(0, -dx), max(0, dx)
-    rows, columns = height - abs(dy), width - abs(dx)
-    out_TCHW[..., yd : yd + rows, xd : xd + columns] = frames_TCHW[..., ys : ys + rows, xs : xs + columns]
-    inner = out_TCHW[..., yd : yd + rows, :]
-    if dx > 0:
-        inner[..., :dx] = inner[..., dx : dx + 1]
-    elif dx < 0:
-        inner[..., dx:] = inner[..., dx - 1 : dx]
+    """Writes `frames` moved by (dy, dx) pixels into `out`, repeating the edge where nothing is left.
+
+    A move is one offset in memory: a block copy for each frame, whose wrapped rows and columns are then
+    overwritten by the edge.
+    """
+    length, channels, height, width = frames_TCHW.shape
+    pixels = channels * height * width
+    out_TN, frames_TN = out_TCHW.reshape(length, pixels), frames_TCHW.reshape(length, pixels)
+    assert np.shares_memory(out_TN, out_TCHW), "the images of `out` must be contiguous"
+    offset = dy * width + dx
+    if offset >= 0:
+        out_TN[:, offset:] = frames_TN[:, : pixels - offset]
+    else:
+        out_TN[:, :offset] = frames_TN[:, -offset:]
+    for column in range(dx):
+        out_TCHW[..., column] = out_TCHW[..., dx]
+    for column in range(width + dx, width):
+        out_TCHW[..., column] = out_TCHW[..., width + dx - 1]
     if dy > 0:
         out_TCHW[..., :dy, :] = out_TCHW[..., dy : dy + 1, :]
     elif dy < 0:

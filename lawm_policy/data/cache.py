@@ -128,15 +128,13 @@ def _open(entry: Path, request: Request) -> CachedFrames | None:
         return None
     counts = request.counts()
     rows, size = int(counts.sum()), request.size
-    frames = (
-        np.memmap(entry / "frames.u8", np.uint8, "r", shape=(rows, 3, size, size))
-        if rows
-        else np.zeros((0, 3, size, size), np.uint8)
-    )
+    shape = (rows, 3, size, size)
+    frames = np.memmap(entry / "frames.u8", np.uint8, "r", shape=shape) if rows else np.zeros(shape, np.uint8)
     motion = np.fromfile(entry / "motion.f4", np.float32)
     os.utime(entry)  # the time of last use
     first = np.where(counts > 0, np.cumsum(counts) - counts, -1)
-    return CachedFrames(frames, motion, first, counts)
+    plain = frames.view(np.ndarray)  # slices of np.memmap itself cost more than the copy they serve
+    return CachedFrames(plain, motion, first, counts)
 
 
 def _build(part: Path, request: Request) -> None:

@@ -131,7 +131,9 @@ def test_two_builders_at_once_do_the_work_once(tmp_path: Path) -> None:
 def test_a_killed_builder_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     path = make_store(tmp_path / "s", episodes=4)
     code = (
-        "import sys, time\nfrom lawm_policy.data import cache\nfrom lawm_policy.data.store import EpisodeStore\n"
+        "import sys, time\n"
+        "from lawm_policy.data import cache\n"
+        "from lawm_policy.data.store import EpisodeStore\n"
         "def decode(*_): print('building', flush=True); time.sleep(60)\n"
         "cache._decode_episode = decode\n"
         "cache.open_frames([cache.Request(EpisodeStore.open(sys.argv[1]), 'front', 32, 10.0)], sys.argv[2])"

@@ -153,9 +153,7 @@ def run(args: EvaluateArgs) -> int:
     for record in failed[:ERRORS_SHOWN]:
         say(f"error in {record.task} {record.init_state}: {record.error}")
     if len(failed) > ERRORS_SHOWN:
-        say(
-            f"and {len(failed) - ERRORS_SHOWN} more errors: see {args.out / EPISODES}; --resume plays them again"
-        )
+        say(f"and {len(failed) - ERRORS_SHOWN} more errors: see {EPISODES}; --resume plays them again")
     return 1 if numbers["all"]["errors"] else 0
 
 

@@ -159,11 +159,11 @@ def killed_and_resumed(out, moments, count):
             str(out),
         ),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    environment, path = {**os.environ, "PYTHONPATH": str(TESTS)}, out / "episodes.jsonl"
     for moment in moments:
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
-        while len((out / "episodes.jsonl").read_bytes().splitlines() if out.exists() else []) < moment:
+        while len(path.read_bytes().splitlines() if path.exists() else []) < moment:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)

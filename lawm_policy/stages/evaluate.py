@@ -121,7 +121,7 @@ def run(args: EvaluateArgs) -> int:
             "video": str(args.out / VIDEO) if args.video else None,
         }
         jobs = [(cell, cell.init_state < first + args.video) for cell in missing]
-        with progress("eval", len(cells), unit="episodes", done=len(done)) as bar:
+        with _threads_kept(), progress("eval", len(cells), unit="episodes", done=len(done)) as bar:
             for outcome in run_jobs(
                 "lawm_policy.stages.evaluate:begin",
                 arguments,
@@ -260,6 +260,18 @@ def show(numbers: dict[str, Any], out: Path) -> None:
     for name, n in rows:
         print(f"{name:<{width}}  {n['successes']:>4}/{n['episodes']:<4}  {rate_line(n)}")
     print(f"{out / SUMMARY}")
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Playing in this process (--workers 0) takes one thread; whoever called goes on with theirs."""
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+    try:
+        yield
+    finally:
+        if torch:
+            torch.set_num_threads(threads)
 
 
 def _check(args: EvaluateArgs) -> None:

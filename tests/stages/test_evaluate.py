@@ -222,8 +222,13 @@ def test_two_at_once_are_refused(tmp_path):
 @pytest.mark.slow
 def test_tabletop_films_and_workers_change_nothing(tmp_path):
     common = {"suite": "tabletop", "tasks": "open_drawer,push_red", "episodes": 2}
-    evaluate.run(arguments(tmp_path / "a", "Wanderer", workers=2, **common))
-    evaluate.run(arguments(tmp_path / "b", "Wanderer", workers=1, video=2, **common))
+    seen = {}
+    for name, workers, films in (("a", 2, 0), ("b", 1, 2)):
+        (tmp_path / f"seen-{name}").mkdir()
+        run = str(tmp_path / f"seen-{name}")
+        evaluate.run(arguments(tmp_path / name, "Wanderer", run, workers=workers, video=films, **common))
+        seen[name] = {path.name: path.read_text() for path in (tmp_path / f"seen-{name}").iterdir()}
+    assert len(seen["a"]) == 4 and seen["a"] == seen["b"], "a policy saw something else"
     a, b = episodes(tmp_path / "a"), episodes(tmp_path / "b")
     assert a == b and len(a) == 4 and not any(r.error for r in a)
     films = sorted((tmp_path / "b" / "video").iterdir())
@@ -252,6 +257,18 @@ def test_no_opengl_is_said_before_anything_is_written(tmp_path):
     )
     assert done.returncode == 2 and "OpenGL" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "e").exists()
+
+
+def test_playing_here_keeps_the_threads(tmp_path):
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        evaluate.run(arguments(tmp_path / "e", workers=0, episodes=1))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_full_disk_is_no_half_line(monkeypatch):

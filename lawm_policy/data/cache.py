@@ -23,7 +23,7 @@ import numpy as np
 
 from lawm_policy.console import progress
 from lawm_policy.data.store import EpisodeStore
-from lawm_policy.data.video import VideoError, decode_at, square_rgb
+from lawm_policy.data.video import Reducer, VideoError, decode_at
 from lawm_policy.types import UserError
 
 FORMAT = 1
@@ -174,6 +174,7 @@ def _decode_episode(request: Request, index: int, out_NCHW: np.ndarray) -> np.nd
     store = request.store
     path, start = store.video_file(index, request.camera)
     times = np.arange(len(out_NCHW)) / request.hz
+    reduce = Reducer(request.size)
     last, previous = None, None
     motion = np.zeros(len(out_NCHW), np.float32)
     try:
@@ -181,7 +182,7 @@ def _decode_episode(request: Request, index: int, out_NCHW: np.ndarray) -> np.nd
             if frame is last:
                 out_NCHW[i] = out_NCHW[i - 1]
                 continue
-            image = square_rgb(frame, request.size)
+            image = reduce(frame)
             out_NCHW[i] = image.transpose(2, 0, 1)
             if previous is not None:
                 motion[i] = block_change(previous, image)

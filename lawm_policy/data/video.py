@@ -15,6 +15,7 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+from av.video.reformatter import VideoReformatter
 
 GOP = 2
 CRF = 18
@@ -215,29 +216,36 @@ def _near(
     return frame
 
 
-def square_rgb(frame: av.VideoFrame, size: int | None) -> npt.NDArray[np.uint8]:
-    """(S, S, 3) uint8: the centre square, reduced by area averaging; the whole frame if size is None."""
-    image = _rgb(frame)
-    if size is None:
-        return image
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    image = image[top : top + side, left : left + side]
-    if side == size:
-        return image
-    if side % size == 0:  # whole blocks: the exact mean
-        step = side // size
-        blocks = image.reshape(size, step, size, step, 3).astype(np.uint16 if step < 16 else np.uint32)
-        return ((blocks.sum(axis=(1, 3)) + step * step // 2) // (step * step)).astype(np.uint8)
-    scaled = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24").reformat(
-        width=size, height=size, interpolation="AREA"
-    )
-    return _rgb(scaled)
+class Reducer:
+    """Frames as (S, S, 3) uint8: the centre square, reduced by area averaging; whole frames if size is None.
+
+    One for each file that is read: the conversion's tables are made once, not once a frame.
+    """
+
+    def __init__(self, size: int | None) -> None:
+        self._size = size
+        self._to_rgb, self._to_size = VideoReformatter(), VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
+        size = self._size
+        rgb = self._to_rgb.reformat(frame, format="rgb24")
+        side = min(rgb.height, rgb.width)
+        if size is None or side == size == max(rgb.height, rgb.width):
+            return _array(rgb)
+        top, left = (rgb.height - side) // 2, (rgb.width - side) // 2
+        square = _array(rgb)[top : top + side, left : left + side]
+        if side % size == 0:  # whole blocks: their exact mean
+            step = side // size
+            total = np.full((size, size, 3), step * step // 2, np.uint32)
+            for offset in range(step * step):
+                total += square[offset // step :: step, offset % step :: step]
+            return (total // (step * step)).astype(np.uint8)
+        whole = av.VideoFrame.from_ndarray(np.ascontiguousarray(square), format="rgb24")
+        return _array(self._to_size.reformat(whole, width=size, height=size, interpolation="AREA"))
 
 
-def _rgb(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
-    return np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+def _array(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
+    return np.asarray(frame.to_ndarray(), dtype=np.uint8)
 
 
 def read_frames(
@@ -245,9 +253,10 @@ def read_frames(
 ) -> np.ndarray:
     """(N, H, W, 3) uint8 at `times`; see `decode_at`."""
     out: list[np.ndarray] = []
+    reduce = Reducer(size)
     last: av.VideoFrame | None = None
     for frame in decode_at(path, times, tolerance=tolerance, start=start):
-        out.append(out[-1] if frame is last else square_rgb(frame, size))
+        out.append(out[-1] if frame is last else reduce(frame))
         last = frame
     return np.stack(out)
 

@@ -5,13 +5,13 @@ import pytest
 from made_videos import make_video, moving_square, numbered_frame, read_step
 
 from lawm_policy.data.video import (
+    Reducer,
     VideoError,
     VideoWriter,
     join_videos,
     read_frames,
     same_encoding,
     scan_packets,
-    square_rgb,
     write_video,
 )
 
@@ -59,9 +59,9 @@ def test_the_centre_square_is_reduced_by_its_mean(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8)
     frame = av.VideoFrame.from_ndarray(image, format="rgb24")
     expected = image[:, 8:32].reshape(8, 3, 8, 3, 3).astype(float).mean(axis=(1, 3))
-    assert np.abs(square_rgb(frame, 8) - expected).max() <= 0.5
-    assert square_rgb(frame, 10).shape == (10, 10, 3)
-    assert np.array_equal(square_rgb(frame, None), image)
+    assert np.abs(Reducer(8)(frame) - expected).max() <= 0.5
+    assert Reducer(10)(frame).shape == (10, 10, 3)
+    assert np.array_equal(Reducer(None)(frame), image)
 
 
 def test_odd_sizes_and_wrong_frames_are_refused(tmp_path: Path) -> None:

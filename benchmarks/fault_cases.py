@@ -210,10 +210,27 @@ def pickled(path: Path, rng: np.random.Generator) -> None:
 
 
 def not_a_number(path: Path, rng: np.random.Generator) -> None:
-    """For safetensors: a NaN, with a manifest that agrees."""
     tensors = load_file(path)
-    name = sorted(n for n, t in tensors.items() if t.dtype == np.float32 and t.size)[0]
+    name = _one_of(tensors, rng)
     tensors[name].flat[rng.integers(tensors[name].size)] = np.nan
+    _write_with_manifest(tensors, path)
+
+
+def other_shape(path: Path, rng: np.random.Generator) -> None:
+    """Another architecture."""
+    tensors = load_file(path)
+    name = _one_of(tensors, rng)
+    tensors[name] = np.concatenate([tensors[name], tensors[name]])
+    _write_with_manifest(tensors, path)
+
+
+def _one_of(tensors: dict[str, np.ndarray], rng: np.random.Generator) -> str:
+    return str(
+        rng.choice(sorted(n for n, t in tensors.items() if t.dtype == np.float32 and t.ndim and t.size))
+    )
+
+
+def _write_with_manifest(tensors: dict[str, np.ndarray], path: Path) -> None:
     save_file(tensors, path)
     manifest = path.parent / "manifest.json"
     told = json.loads(manifest.read_text())

@@ -81,27 +81,39 @@ def open_run(
         return out
     if force and not resume and out.exists():
         shutil.rmtree(out)
-    asked, fingerprints = configuration.to_dict(config), dict(data or {})
+    fingerprints = dict(data or {})
     if (out / VERSIONS).is_file():
-        found = configuration.parse_yaml((out / CONFIG).read_text(encoding="utf-8"), str(out / CONFIG))
-        asked = configuration.parse_yaml(configuration.dump(config), "the configuration")
-        if key := configuration.difference(found, asked):
-            raise UserError(
-                f"expected the configuration of {out} to resume it, found another {key}: give another --out"
-            )
-        if json.loads((out / VERSIONS).read_text(encoding="utf-8"))["data"] != fingerprints:
-            raise UserError(f"expected the data of {out} to resume it, found other data: give another --out")
+        _check_same(out, config, fingerprints)
         return out
-    if (
-        resume
-        and out.is_dir()
-        and any(p.name not in (CONFIG,) and not p.name.startswith(".") for p in out.iterdir())
-    ):
+    others = [p for p in out.iterdir() if p.name != CONFIG and p.name[0] != "."] if out.is_dir() else []
+    if others:
         raise UserError(f"expected a run at {out} to resume, found other files: give another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / CONFIG, configuration.dump(config))
     write_text(out / VERSIONS, json.dumps(versions(data=fingerprints, seeds=seeds), indent=1) + "\n")
     return out
+
+
+def _check_same(out: Path, config: Any, fingerprints: Mapping[str, str]) -> None:
+    """A run goes on as what it is, or not at all."""
+    try:
+        texts = {name: (out / name).read_text(encoding="utf-8") for name in (CONFIG, VERSIONS)}
+        found, record = (
+            configuration.parse_yaml(texts[name], str(out / name)) for name in (CONFIG, VERSIONS)
+        )
+        data = record["data"]
+        key = configuration.difference(found, configuration.parse_yaml(configuration.dump(config), "it"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"expected a run's record in {out}, found it damaged ({reason}): give another --out"
+        ) from None
+    if key:
+        raise UserError(
+            f"expected the configuration of {out} to resume it, found another {key}: give another --out"
+        )
+    if data != fingerprints:
+        raise UserError(f"expected the data of {out} to resume it, found other data: give another --out")
 
 
 def versions(

@@ -160,8 +160,16 @@ def truncate_after(path: Path, step: int) -> None:
         return
     kept = 0
     with path.open("r+b") as file:
-        for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                past = json.loads(line)["step"] > step
+            except (ValueError, TypeError, KeyError):
+                raise UserError(
+                    f"expected a record in line {number} of {path}, found it damaged: remove the line"
+                ) from None
+            if past:
                 break
             kept += len(line)
         file.truncate(kept)

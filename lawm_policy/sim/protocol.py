@@ -55,6 +55,17 @@ class Record:
         return Episode(self.task, self.init_state, self.seed)
 
 
+_KINDS = {
+    "task": (str,),
+    "init_state": (int,),
+    "seed": (int,),
+    "success": (bool, type(None)),
+    "steps": (int,),
+    "error": (str, type(None)),
+    "instruction": (str,),
+}
+
+
 class Actor(Interface):
     """What an evaluation needs of a policy."""
 
@@ -226,17 +237,20 @@ def read(folder: Path) -> list[Record]:
             f"expected an evaluation in {folder}, found no {EPISODES}: run `lawm eval --out` first"
         )
     *lines, _ = path.read_bytes().split(b"\n")
+    return [_record(line, f"{path} line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _record(line: bytes, where: str) -> Record:
     known = {f.name for f in fields(Record)}
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found = json.loads(line)
-            records.append(Record(**{key: value for key, value in found.items() if key in known}))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"expected an episode in {path} line {number}, found {line[:40]!r} ({error})"
-            ) from None
-    return records
+    try:
+        found = json.loads(line)
+        record = Record(**{key: value for key, value in found.items() if key in known})
+        for name, kinds in _KINDS.items():
+            if type(getattr(record, name)) not in kinds:
+                raise TypeError(f"{name} is {getattr(record, name)!r}")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"expected an episode in {where}, found {line[:40]!r} ({error})") from None
+    return record
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -249,7 +263,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"expected JSON in {path}, found something else ({error}): evaluate again") from None
-    if not isinstance(found, dict) or "protocol" not in found:
+    if not isinstance(found, dict) or not isinstance(found.get("protocol"), dict):
         raise UserError(f"expected an evaluation's summary in {path}, found no protocol: evaluate again")
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lawm_policy.stages import report_page as html
@@ -16,20 +17,20 @@ def section(benchmark: Benchmark) -> str:
     result = benchmark.result
     head = f"<h3>{esc(result.get('question') or benchmark.name.replace('_', ' '))}</h3>"
     note = html.paragraphs(str(result.get("notes") or ""))
-    studied = [r for r in benchmark.rows if {"arm", "n"} <= r.keys() and r.get("mean") is not None]
+    studied = [r for r in benchmark.rows if "arm" in r and all(_number(r.get(k)) for k in ("n", "mean"))]
     body = _arms(studied, benchmark.rows) if studied else _rows(benchmark.rows)
     return f'<div class="study">{head}{note}{body}{_targets(benchmark.targets)}</div>'
+
+
+def _number(x: Any) -> bool:
+    return isinstance(x, int | float) and math.isfinite(x)
 
 
 def _bounds(row: dict[str, Any]) -> tuple[float, float] | None:
     """`interval`: [low, high], or an object with both; in the unit of `mean`."""
     found = row.get("interval")
     pair = (found.get("low"), found.get("high")) if isinstance(found, dict) else found
-    if (
-        not isinstance(pair, list | tuple)
-        or len(pair) != 2
-        or any(not isinstance(x, int | float) for x in pair)
-    ):
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(_number(x) for x in pair):
         return None
     return float(pair[0]), float(pair[1])
 
@@ -80,7 +81,7 @@ def _gains(rows: list[dict[str, Any]], scale: float) -> str:
     baselines = [k for k in keys if not k.endswith("_interval") and any(r.get(k) is not None for r in rows)]
 
     def cell(row: dict[str, Any], key: str) -> str:
-        if row.get(key) is None:
+        if not _number(row.get(key)):
             return "–"
         value, bounds = scale * float(row[key]), _bounds({"interval": row.get(f"{key}_interval")})
         if bounds is None:
@@ -125,8 +126,8 @@ def _targets(targets: list[dict[str, Any]]) -> str:
         return '<span class="met">met</span>' if met else '<span class="missed">missed</span>'
 
     def found(target: dict[str, Any]) -> str:
-        if target.get("value") is None:
-            return "–"
+        if not _number(target.get("value")):
+            return html.flat(target.get("value"))
         low_high = _bounds(target)
         return html.flat(target["value"]) + (
             html.small(f"{low_high[0]:.4g} to", f"{low_high[1]:.4g}", apart=False) if low_high else ""

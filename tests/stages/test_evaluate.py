@@ -278,7 +278,15 @@ def test_a_full_disk_is_no_half_line(monkeypatch):
         protocol.append(0, record)
 
 
-def test_foreign_lines_are_refused_with_their_number(tmp_path):
-    (tmp_path / "episodes.jsonl").write_text('{"suite": "x"}\n')
-    with pytest.raises(UserError, match="line 1"):
+@pytest.mark.parametrize(
+    "line", ['{"suite": "x"}', "[]", "\x00", '{"task": 3, "init_state": 1, "seed": 0, "suite": "s"}', "null"]
+)
+def test_foreign_lines_are_refused_with_their_number(tmp_path, line):
+    record = protocol.Record("s", "t", 0, 0, True, 1, None, 0.1, "x")
+    (tmp_path / "episodes.jsonl").write_text(f"{json.dumps(vars(record))}\n{line}\n")
+    with pytest.raises(UserError, match="line 2"):
+        protocol.read(tmp_path)
+    wrong = json.dumps({**vars(record), "success": "yes"})
+    (tmp_path / "episodes.jsonl").write_text(f"{wrong}\n")
+    with pytest.raises(UserError, match="success is 'yes'"):
         protocol.read(tmp_path)

@@ -158,6 +158,21 @@ def test_any_mix_and_automatic_words(tmp_path):
     assert "Not comparable: the protocols differ in execute: 8 and 4" in text and "better than" not in text
 
 
+def test_odd_rows_are_shown_as_they_are(tmp_path):
+    rows = [
+        {"arm": "a", "n": "many", "mean": "good"},
+        {"arm": "b", "n": 1, "mean": 0.5, "interval": "wide"},
+        {},
+    ]
+    targets = [{"name": "t", "goal": None, "value": "fast", "interval": [1], "met": None}, {}]
+    (tmp_path / "result.json").write_text(json.dumps({"rows": rows, "targets": targets}))
+    text = report.build(report_sources.read([str(tmp_path)]))
+    said = " ".join(Elements(text).text)
+    assert (
+        "many" in said and "no interval" in said and "fast" in said and "Not measured: a (n = many)" in said
+    )
+
+
 def test_names_tell_folders_apart(tmp_path):
     places = [tmp_path / "x" / "eval", tmp_path / "y" / "eval"]
     for place in places:

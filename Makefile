@@ -39,6 +39,8 @@ test: setup browser
 
 acceptance: setup browser
 	$(BIN)/pytest -m acceptance
+	$(BIN)/python benchmarks/expert_rates.py --resume --out benchmarks/results/expert_rates
+	$(BIN)/python benchmarks/faults.py --resume --out benchmarks/results/faults
 
 browser:
 	@tools/system_packages.sh browser

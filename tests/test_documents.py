@@ -43,6 +43,13 @@ def test_every_file_that_a_document_names_is_there(document):
     assert not missing, f"{document} links to {missing}"
 
 
+def test_every_benchmark_is_listed():
+    table = (ROOT / "benchmarks/README.md").read_text()
+    listed = set(re.findall(r"^\| `(\w+\.py)`", table, re.MULTILINE))
+    runnable = {p.name for p in (ROOT / "benchmarks").glob("*.py") if "write_result(" in p.read_text()}
+    assert runnable - {"harness.py"} == listed
+
+
 def run_table(*arguments):
     return subprocess.run(
         [sys.executable, ROOT / "benchmarks/table.py", *arguments],

@@ -45,6 +45,7 @@ ARMS = (
     Arm("no-language", "no instruction", settings_of="scratch", overrides=(("policy.hears", "false"),)),
     Arm("frames-permuted", "frames in random order", f"{BEST}+frames-permuted", BEST),
     Arm("captions-permuted", "captions of other clips", f"{BEST}+captions-permuted", BEST),
+    Arm("auto-encoding", "the trunk reproduces what it sees", f"{BEST}+auto-encoding", BEST),
     Arm("hand-only", "videos of the hand alone", f"{BEST}+hand-only", BEST),
     Arm("random-frozen", "an untrained latent path, frozen", f"{BEST}+untrained", BEST, train="controller"),
     Arm("scratch-longer", "scratch, with pretraining's compute too", settings_of="scratch", longer=4.0),

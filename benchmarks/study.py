@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+from controls import CHANGES, MODULES
 
 from lawm_policy.config import load_config
 from lawm_policy.runs import versions, write_text
@@ -25,7 +25,6 @@ from lawm_policy.stages.finetune import FinetuneConfig, finetune
 from lawm_policy.stages.importing import ImportArgs
 from lawm_policy.stages.importing import run as import_videos
 from lawm_policy.stages.pretrain import PretrainConfig, pretrain
-from lawm_policy.types import Clip
 
 VIDEO_SEED, HAND_SEED, DEMO_SEED = 0, 20_000, 50_000  # first scenes; all below the validation states
 TUNING_DRAW = 100  # a draw of demonstrations that the table never uses
@@ -175,7 +174,7 @@ class Study:
             overrides = (*overrides, ("train.steps", "1"), ("train.lr", "1e-12"), ("train.warmup", "0"))
         cfg = load_config(recipe, PretrainConfig, overrides, stage="pretrain")
         data = (stores["hand"],) if control == "hand-only" else (stores["arm"], stores["hand"])
-        pretrain(cfg, data, out, change=CHANGES.get(control), resume=resume)
+        pretrain(cfg, data, out, module=MODULES.get(control), change=CHANGES.get(control), resume=resume)
 
     # Cells.
 
@@ -232,24 +231,3 @@ def successes(played: Path) -> dict[str, str]:
     for r in records:
         tasks[r["task"]] = tasks.get(r["task"], "") + str(int(r["success"]))
     return tasks
-
-
-# What the controls change in each training batch: a function of the step, as resuming asks.
-
-
-def permute_frames(step: int, clip: Clip) -> Clip:
-    """The frames after x_t in a random order: the same pictures without their motion."""
-    generator = torch.Generator().manual_seed(step)
-    frames = clip.frames_BTVCHW.clone()
-    for row in frames:
-        row[1:] = row[1 + torch.randperm(len(row) - 1, generator=generator)]
-    return replace(clip, frames_BTVCHW=frames)
-
-
-def permute_captions(step: int, clip: Clip) -> Clip:
-    generator = torch.Generator().manual_seed(step)
-    order = torch.randperm(len(clip.text), generator=generator).tolist()
-    return replace(clip, text=tuple(clip.text[i] for i in order))
-
-
-CHANGES = {"frames-permuted": permute_frames, "captions-permuted": permute_captions}

@@ -56,7 +56,7 @@ def run(args: QuickstartArgs) -> int:
     story = Story(args, cfg)
     out = story.out
     videos, store, demos = out / "videos", out / "videos-store", out / "demos"
-    runs = {"from videos": out / "finetuned", "from scratch": out / "scratch"}
+    runs = {"from scratch": out / "scratch", "from videos": out / "finetuned"}
     evaluations = {name: out / f"eval-{folder.name}" for name, folder in runs.items()}
 
     story.step("collect videos without labels", videos, partial(_collect_videos, args, cfg, videos))

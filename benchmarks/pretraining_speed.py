@@ -1,0 +1,137 @@
+"""How many frames a second does pretraining take in? Real steps (forward, backward, AdamW, EMA) on random
+clips, by recipe, resolution, model size, batch and precision.
+
+    python benchmarks/pretraining_speed.py --out benchmarks/results/pretraining_speed
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from harness import Target, interval_of_median, write_result
+
+from lawm_policy.config import load_config
+from lawm_policy.recipe import Recipe
+from lawm_policy.stages.pretrain import PretrainConfig
+from lawm_policy.training import TrainConfig, fit
+from lawm_policy.types import Clip
+
+
+@dataclass(frozen=True)
+class Args:
+    """View-frames a second that pretraining takes in."""
+
+    out: Path
+    """where result.json and page.md go"""
+    quick: bool = False
+    """fewer cells, fewer steps"""
+    threads: int = 2
+    """CPU threads"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    recipe: str
+    size: int = 64
+    batch: int = 32
+    precision: Literal["no", "bf16"] = "bf16"
+    decode_steps: int = 0  # of 6
+    deter: int = 512
+    channels: int = 48
+
+
+CELLS = (
+    *(Cell(recipe, size) for size in (64, 128) for recipe in ("lawm", "inverse-kl", "variational")),
+    *(Cell("inverse-kl", size, decode_steps=3) for size in (64, 128)),
+    *(Cell("inverse-kl", batch=batch) for batch in (8, 128)),
+    Cell("inverse-kl", precision="no"),
+    Cell("inverse-kl", deter=256, channels=32),
+    Cell("inverse-kl", deter=2048, channels=64),
+)
+QUICK = (Cell("inverse-kl", decode_steps=3), Cell("lawm", 128, batch=8))
+
+
+def clips(cell: Cell, chunk: int) -> Clip:
+    generator = torch.Generator().manual_seed(0)
+    shape = (cell.batch, chunk + 1, 2, 3, cell.size, cell.size)
+    frames = torch.randint(0, 255, shape, generator=generator, dtype=torch.uint8)
+    mask = torch.ones(cell.batch, 2, dtype=torch.bool)
+    return Clip(frames, mask, ("put the red block in the bowl",) * cell.batch, torch.zeros(cell.batch).long())
+
+
+def measure(cell: Cell, steps: int) -> dict[str, Any]:
+    """Median over single steps of the real loop, the first ones left out (they load kernels)."""
+    cfg = load_config(cell.recipe, PretrainConfig, stage="pretrain").recipe
+    world = replace(cfg.world_model, decode_steps=cell.decode_steps, deter=cell.deter, channels=cell.channels)
+    cfg = replace(cfg, policy=replace(cfg.policy, size=cell.size), world_model=world)
+    recipe = Recipe(cfg)
+    batch = clips(cell, cfg.policy.chunk)
+    ends: list[float] = []
+
+    def step(model: torch.nn.Module, data: Clip) -> dict[str, torch.Tensor]:
+        ends.append(time.perf_counter())
+        return model(data)
+
+    train = TrainConfig(
+        steps=steps, batch_size=cell.batch, ema=0.998, precision=cell.precision, save_every=steps
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        fit(recipe, lambda _: batch, train, folder, step_fn=step, metadata={"kind": "speed"})
+    seconds = np.diff(ends)[2:]
+    frames = batch.frames_BTVCHW[:, :, :, 0, 0, 0].numel()
+    low, high = interval_of_median(frames / seconds)
+    return {
+        "recipe": cell.recipe,
+        "size": cell.size,
+        "batch": cell.batch,
+        "precision": cell.precision,
+        "decoded_steps": cell.decode_steps or cfg.policy.chunk,
+        "parameters_m": round(sum(p.numel() for p in recipe.parameters()) / 1e6, 1),
+        "frames_per_second": float(np.median(frames / seconds)),
+        "interval": (low, high),
+        "ms_per_step": float(1e3 * np.median(seconds)),
+        "steps": len(seconds),
+    }
+
+
+def main(args: Args) -> None:
+    torch.set_num_threads(args.threads)
+    started = time.monotonic()
+    rows = [measure(cell, 6 if args.quick else 14) for cell in (QUICK if args.quick else CELLS)]
+    slowest = {
+        size: min(
+            (r for r in rows if r["size"] == size and r["batch"] == 32),
+            key=lambda r: r["frames_per_second"],
+            default=None,
+        )
+        for size in (64, 128)
+    }
+    goals = {64: ">= 200", 128: ">= 60"}
+    targets = [
+        Target(
+            f"slowest recipe at {size} px, frames/s", goals[size], row["frames_per_second"], row["interval"]
+        )
+        for size, row in slowest.items()
+        if row is not None
+    ]
+    write_result(
+        args.out,
+        question="How many frames a second does pretraining take in?",
+        seconds=time.monotonic() - started,
+        seeds=[0],
+        rows=rows,
+        targets=targets,
+        notes=f"{args.threads} threads. A frame is one view at one moment; every clip has 7 moments and 2 views, "
+        "all of which the model reads. Data are in memory: `loader.py` measures what brings them.",
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -28,7 +28,7 @@ def read_step(image_HWC: np.ndarray, near: int) -> int:
     """The step (within 26 of `near`) that the picture's middle says."""
     height, width = image_HWC.shape[:2]
     middle = image_HWC[height * 3 // 8 : height * 5 // 8, width * 3 // 8 : width * 5 // 8].mean()
-    steps = range(max(0, near - 12), near + 13)
+    steps = range(max(0, near - 13), near + 13)
     return min(steps, key=lambda step: abs(level(step) - middle))
 
 

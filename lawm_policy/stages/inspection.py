@@ -132,26 +132,31 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
 
 def contact_sheet(store: EpisodeStore, path: Path) -> None:
-    """A strip of moments for each of a dozen episodes spread over the store."""
+    """A strip of moments for each of a dozen episodes spread over the store, one column a camera."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     chosen = np.unique(np.linspace(0, len(store.episodes) - 1, SHEET_EPISODES).round().astype(int))
-    rows = [(store.episodes[i], camera) for i in chosen for camera in store.episodes[i].cameras]
-    figure, axes = pyplot.subplots(len(rows), 1, figsize=(9, 1.9 * len(rows)), squeeze=False)
-    for axis, (episode, camera) in zip(axes[:, 0], rows, strict=True):
-        try:
-            frames = store.frames(episode.index, camera)
+    shape = (len(chosen), len(store.cameras))
+    figure, axes = pyplot.subplots(*shape, figsize=(7 * shape[1], 1.6 * shape[0]), squeeze=False)
+    for axes_of_row, index in zip(axes, chosen, strict=True):
+        for axis, camera in zip(axes_of_row, store.cameras, strict=True):
+            axis.axis("off")
+            episode = store.episodes[index]
+            if camera not in episode.cameras:
+                continue
+            seconds = episode.length / store.fps
+            title = f"{index}  {camera}  {episode.embodiment}  {seconds:.1f} s  {episode.text}"
+            axis.set_title(title[:90], fontsize=8, loc="left")
+            try:
+                frames = store.frames(index, camera)
+            except UserError as error:  # a sheet of a damaged store shows the rest
+                axis.text(0, 0.5, str(error)[:90], color="red", fontsize=7)
+                continue
             moments = np.linspace(0, episode.length - 1, SHEET_MOMENTS).round().astype(int)
             axis.imshow(np.concatenate(list(frames[moments]), axis=1))
-        except UserError as error:
-            axis.text(0, 0.5, str(error)[:100], color="red", fontsize=7)
-        seconds = episode.length / store.fps
-        title = f"{episode.index}  {camera}  {episode.embodiment}  {seconds:.1f} s  {episode.text}"
-        axis.set_title(title[:110], fontsize=8, loc="left")
-        axis.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.savefig(path, dpi=100)

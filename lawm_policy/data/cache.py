@@ -26,7 +26,7 @@ from lawm_policy.data.store import EpisodeStore
 from lawm_policy.data.video import Reducer, VideoError, decode_at
 from lawm_policy.types import UserError
 
-FORMAT = 1
+FORMAT = 2
 LIMIT_GB = 50.0
 RESERVE_BYTES = 256 * 2**20  # left free on the disk, for whoever else writes there
 BLOCK = 8  # motion is measured on blocks of BLOCK x BLOCK pixels
@@ -43,7 +43,8 @@ class Request:
 
     @property
     def name(self) -> str:
-        what = [FORMAT, self.store.fingerprint, self.camera, self.size, float(self.hz)]
+        content = [self.store.fingerprint, self.store.files_digest]
+        what = [FORMAT, *content, self.camera, self.size, float(self.hz)]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
 
     def counts(self) -> np.ndarray:

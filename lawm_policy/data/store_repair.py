@@ -26,12 +26,12 @@ class Recovery:
 
     committed: int  # episodes in the journal: intact
     salvaged: int  # sealed but not yet in the journal: kept
-    removed: int  # begun and never sealed: gone
+    removed: int  # not sealed, or behind one that was not: gone
 
     def __str__(self) -> str:
         return (
             f"writing was interrupted: {self.committed} committed episodes are intact, "
-            f"{self.salvaged} finished ones were salvaged, {self.removed} unfinished ones removed"
+            f"{self.salvaged} finished ones were salvaged, {self.removed} begun ones removed"
         )
 
 
@@ -49,12 +49,16 @@ def recover(root: Path) -> Recovery | None:
     with (root / layout.JOURNAL).open("w", encoding="utf-8") as journal:
         for line in lines:
             journal.write(json.dumps(line) + "\n")
+        in_order = True
         for folder in sorted((root / layout.STAGED).glob("*/*")):
             name = str(folder.relative_to(root))
             if name in known:
                 continue
-            episode = _sealed(folder)
+            # Behind an unfinished one even a finished one goes: resumed, a store has the order (hence the
+            # split) of one that was never interrupted.
+            episode = _sealed(folder) if in_order else None
             if episode is None:
+                in_order = False
                 shutil.rmtree(folder)
                 removed += 1
                 continue

@@ -114,6 +114,7 @@ class StoreWriter:
             group_name(e["lawm/embodiment"], e["lawm/task"]) for e in existing
         )
         self.sources = {e["lawm/source"] for e in existing}
+        self._staged = 0
         self.session = self.path / layout.STAGED / uuid.uuid4().hex[:12]
         self.session.mkdir(parents=True)
         self._journal = (self.path / layout.JOURNAL).open("a", encoding="utf-8")
@@ -184,8 +185,12 @@ class StoreWriter:
         return self.commit(folder)
 
     def staging_folder(self) -> Path:
-        """A new folder for one episode's files, for this process or another to fill and `seal`."""
-        folder = self.session / uuid.uuid4().hex[:12]
+        """A new folder for one episode's files, for this process or another to fill and `seal`.
+
+        Commit in the order of asking: after a crash, finished ones are salvaged in that order.
+        """
+        folder = self.session / f"{self._staged:08d}"
+        self._staged += 1
         folder.mkdir()
         return folder
 

@@ -105,11 +105,12 @@ def test_fingerprint_names_the_content(tmp_path: Path) -> None:
     a = EpisodeStore.open(make_store(tmp_path / "a", episodes=2))
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     assert EpisodeStore.open(tmp_path / "b").fingerprint == a.fingerprint
+    assert EpisodeStore.open(tmp_path / "b").files_digest == a.files_digest
     video = next((tmp_path / "b").rglob("*.mp4"))
     data = bytearray(video.read_bytes())
     data[len(data) // 2] ^= 1
     video.write_bytes(data)
-    assert EpisodeStore.open(tmp_path / "b").fingerprint != a.fingerprint
+    assert EpisodeStore.open(tmp_path / "b").files_digest != a.files_digest
     other = EpisodeStore.open(make_store(tmp_path / "c", episodes=2, captions=False))
     assert other.fingerprint != a.fingerprint
 
@@ -199,11 +200,11 @@ def check(store: EpisodeStore, episodes: int) -> None:
 
 def test_crash_keeps_committed_salvages_finished_removes_begun(tmp_path: Path) -> None:
     writer, frames = interrupted_store(tmp_path / "s")
-    begun = writer.staging_folder()
-    (begun / "front.mp4").write_bytes(b"half a video")
     writer.commit = lambda folder: (_ for _ in ()).throw(Killed)  # type: ignore[method-assign]
     with pytest.raises(Killed):
         writer.add_episode({"front": frames}, source="3")
+    begun = writer.staging_folder()
+    (begun / "front.mp4").write_bytes(b"half a video")
     writer._journal.write('{"index": 3, "torn')  # the line that was being written
     writer._journal.close()
     writer._lock.release()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ def main(args: Args) -> None:
             Target("size of .venv, GB, no GPU", "<= 2", megabytes / 1000),
             Target("make setup again, seconds", "<= 1", second),
         ],
-        notes=f"pip's cache of downloads was {'used' if args.cached else 'not used'}. One run.",
+        notes=f"pip's cache of downloads was {'used' if args.cached else 'not used'}. {local_wheels()}"
+        f"One run, load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores (1 to 2 of it are this benchmark's).",
     )
 
 
@@ -81,6 +83,16 @@ def timed(command: list[str | Path], folder: Path, environment: dict[str, str]) 
     started = time.monotonic()
     subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - started
+
+
+def local_wheels() -> str:
+    """A folder of wheels on this machine saves a download, and the time should not claim otherwise."""
+    known = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True
+    ).stdout
+    if "find-links" in known or os.environ.get("PIP_FIND_LINKS"):
+        return "pip was told of a local folder of wheels; what lay there (torch) was not downloaded. "
+    return ""
 
 
 def weigh(folder: Path) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes.util
 import os
 import sys
@@ -47,8 +48,11 @@ class CameraRig:
                 "run `apt-get install libegl1 libosmesa6`, or use images=False"
             )
         self._renderer = mujoco.Renderer(model, size, size)
-        # Freed at exit at the latest, while OpenGL is still there to free it.
-        self._finalizer = weakref.finalize(self, self._renderer.close)
+        # MuJoCo's OpenGL is imported by now, so this runs before its own exit handler takes the display down.
+        if not _OPEN:
+            atexit.unregister(_close_all)
+            atexit.register(_close_all)
+        _OPEN.add(self)
         if not effects:
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 self._renderer.scene.flags[flag] = 0
@@ -59,4 +63,14 @@ class CameraRig:
         return self._renderer.render()
 
     def close(self) -> None:
-        self._finalizer()
+        if self in _OPEN:
+            _OPEN.discard(self)
+            self._renderer.close()
+
+
+_OPEN: weakref.WeakSet[CameraRig] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for rig in list(_OPEN):
+        rig.close()

@@ -75,7 +75,7 @@ def main(args: Args) -> None:
             Target("make setup again, seconds", "<= 1", second),
         ],
         notes=f"pip's cache of downloads was {'used' if args.cached else 'not used'}. {local_wheels()}"
-        f"One run, load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores (1 to 2 of it are this benchmark's).",
+        f"One run, load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores (1 or 2 of it this run's).",
     )
 
 

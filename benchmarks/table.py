@@ -17,6 +17,7 @@ from harness import show
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
+STUDY, JUDGED_AT = "label_efficiency", 10  # the question of the project; demonstrations a task
 VERDICTS = {True: "met", False: "**missed**", None: "not measured"}
 
 
@@ -30,12 +31,15 @@ class Args:
 
 def main(args: Args) -> int:
     results = read_results(ROOT / "benchmarks" / "results")
+    study = {name: result for name, result in results.items() if name == STUDY}
+    contents = {
+        "benchmarks/README.md": [targets(results, "results")],
+        "README.md": [label_efficiency(study), targets(study, "benchmarks/results"), tally(results)],
+    }
     stale = []
-    for document, folder in (("benchmarks/README.md", "results"), ("README.md", "benchmarks/results")):
+    for document, tables in contents.items():
         path = ROOT / document
         text = path.read_text(encoding="utf-8")
-        tables = [label_efficiency(results)] if document == "README.md" else []
-        tables.append(targets(results, folder))
         updated = between_markers(text, document, "\n\n".join(filter(None, tables)))
         if updated != text:
             stale.append(document)
@@ -70,25 +74,45 @@ def targets(results: dict[str, dict[str, Any]], folder: str) -> str:
 
 
 def label_efficiency(results: dict[str, dict[str, Any]]) -> str:
-    """Success by arm and number of demonstrations, from rows with `arm`, `demos`, `success`, `interval`."""
-    rows = [
-        row
-        for row in results.get("label_efficiency", {"rows": []})["rows"]
-        if {"arm", "demos", "success"} <= row.keys() and row["success"] is not None
-    ]
-    cells = {(row["arm"], row["demos"]): row for row in rows}
-    demos = sorted({d for _, d in cells})
-    lines = [
-        line(arm, *(percent(cells[arm, d]) if (arm, d) in cells else "" for d in demos))
-        for arm in dict.fromkeys(arm for arm, _ in cells)
-    ]
-    return table(("success, tabletop", *(f"{d} demonstrations a task" for d in demos)), lines)
+    """Success of each arm by the number of demonstrations, and its gain where pretraining is judged."""
+    measured = [row for result in results.values() for row in result["rows"] if row["seeds"]]
+    cells = {(row["arm"], row["n"]): row for row in measured}
+    numbers = sorted({n for _, n in cells})
+    lines = []
+    for arm in dict.fromkeys(arm for arm, _ in cells):
+        at = [cells.get((arm, n)) for n in numbers]
+        judged = cells.get((arm, JUDGED_AT)) or {"minus_scratch": None}
+        gain = judged["minus_scratch"]
+        lines.append(
+            line(
+                f"{arm}: {next(row['says'] for row in at if row)}",
+                *("" if row is None else percent(row) for row in at),
+                "" if gain is None else f"{gain:+.1f}{span(judged['minus_scratch_interval'])}",
+            )
+        )
+    columns = ("success (95% interval over seeds)", *(f"n = {n}" for n in numbers))
+    return table((*columns, f"minus scratch, n = {JUDGED_AT}"), lines)
 
 
 def percent(row: dict[str, Any]) -> str:
-    value = f"{100 * row['success']:.1f}%"
-    interval = row.get("interval")
-    return value if interval is None else f"{value} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+    return f"{row['mean']:.1f}%{span(row['interval'])}, {row['seeds']} seeds"
+
+
+def span(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f" ({interval[0]:.1f} to {interval[1]:.1f})"
+
+
+def tally(results: dict[str, dict[str, Any]]) -> str:
+    """How many targets were met, and which were not, by name."""
+    verdicts = [(f"{name}: {t['name']}", t["met"]) for name, r in results.items() for t in r["targets"]]
+    if not verdicts:
+        return ""
+    met = sum(verdict is True for _, verdict in verdicts)
+    told = [f"{met} of {len(verdicts)} targets of [all benchmarks](benchmarks/README.md) were met"]
+    for word, state in (("Missed", False), ("Not measured", None)):
+        if names := [name for name, verdict in verdicts if verdict is state]:
+            told.append(f"{word}: {'; '.join(names)}")
+    return ". ".join(told) + "."
 
 
 def found(target: dict[str, Any]) -> str:

@@ -68,15 +68,22 @@ def test_a_missed_target_is_printed_as_missed():
     import table
 
     target = {"name": "t", "goal": ">= 3", "value": 2.0, "interval": [1.0, 2.5], "met": False}
+    common = {"says": "words", "seeds": 3, "minus_scratch": None, "minus_scratch_interval": None}
+    gain = {"minus_scratch": 20.0, "minus_scratch_interval": [-1.0, 41.0]}
     rows = [
-        {"arm": "scratch", "demos": 10, "success": 0.4, "interval": [0.3, 0.5]},
-        {"arm": "best", "demos": 10, "success": 0.6, "interval": None},
-        {"arm": "best", "demos": 30, "success": 0.9, "interval": None},
+        common | {"arm": "scratch", "n": 10, "mean": 40.0, "interval": [30.0, 50.0]},
+        common | {"arm": "best", "n": 10, "mean": 60.0, "interval": None} | gain,
+        common | {"arm": "best", "n": 30, "mean": 90.0, "interval": None},
+        {"arm": "later", "n": 10, "seeds": 0, "says": "not run"},
     ]
     results = {"label_efficiency": {"targets": [target], "rows": rows}}
     assert "| t | >= 3 | 2 (1 to 2.5) | **missed** |" in table.targets(results, "results")
-    assert "| scratch | 40.0% (30.0 to 50.0) |  |" in table.label_efficiency(results)
-    assert "| best | 60.0% | 90.0% |" in table.label_efficiency(results)
+    found = table.label_efficiency(results)
+    assert "| scratch: words | 40.0% (30.0 to 50.0), 3 seeds |  |  |" in found
+    assert "| best: words | 60.0%, 3 seeds | 90.0%, 3 seeds | +20.0 (-1.0 to 41.0) |" in found
+    assert "later" not in found
+    said = table.tally(results)
+    assert said.startswith("0 of 1 targets") and said.endswith("were met. Missed: label_efficiency: t.")
 
 
 def save_policy(folder):

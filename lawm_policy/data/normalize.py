@@ -57,9 +57,17 @@ class Normalization:
     ) -> Normalization:
         """From S moments, each with its state and the N commands that followed (those that exist)."""
         width = actions_SNA.shape[-1]
-        relative = tuple(relative_to) if relative_to is not None else (None,) * width
-        if len(relative) != width:
-            raise UserError(f"expected relative_to for {width} action dimensions, found {len(relative)}")
+        relative = (None,) * width if relative_to is None else relative_to
+        states = range(state_SP.shape[1])
+        if (
+            not isinstance(relative, list | tuple)
+            or len(relative) != width
+            or any(i is not None and (type(i) is not int or i not in states) for i in relative)
+        ):
+            raise UserError(
+                f"expected relative_to with a state below {len(states)} or null for each of {width} action "
+                f"dimensions, found {relative}"
+            )
         actions_MA = np.array(actions_SNA, dtype=np.float64)
         for d, index in enumerate(relative):
             if index is not None:
@@ -68,7 +76,7 @@ class Normalization:
         return cls(
             **{f"state_{name}": value for name, value in state.items()},
             **{f"action_{name}": value for name, value in action.items()},
-            relative_to=relative,
+            relative_to=tuple(relative),
         )
 
     def normalize_state(self, state_BP: torch.Tensor) -> torch.Tensor:

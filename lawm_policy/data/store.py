@@ -99,7 +99,10 @@ class EpisodeStore:
                 raise UserError(f"expected cameras as video at {root}, found image files for {images[0]}")
             store = cls(root, info, extra, rows)
             store.recovery = recovery
-        except (json.JSONDecodeError, UnicodeDecodeError, pa.ArrowException, KeyError, TypeError) as error:
+            store.check()
+        except UserError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
             what = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UserError(
                 f"expected a readable episode store at {root}, found damaged metadata ({what}): "
@@ -108,6 +111,20 @@ class EpisodeStore:
         if not rows:
             raise UserError(f"expected episodes in {root}, found none: was its import interrupted at once?")
         return store
+
+    def check(self) -> None:
+        """Raises ValueError or LookupError where the metadata contradicts itself; reads no other file."""
+        if self.fps <= 0:
+            raise ValueError(f"fps is {self.fps}")
+        if self.robot is not None and not isinstance(self.robot, dict):
+            raise ValueError(f"{layout.EXTRA} has no robot card but {type(self.robot).__name__}")
+        root = self.path.resolve()
+        for position, episode in enumerate(self.episodes):
+            if episode.index != position or episode.length < 1:
+                raise ValueError(f"episode {position} is numbered {episode.index}, length {episode.length}")
+            files = [self.data_file(position), *(self.video_file(position, c)[0] for c in self.cameras)]
+            if not all(path.resolve().is_relative_to(root) for path in files):
+                raise ValueError(f"episode {position} lies outside the store")
 
     @property
     def labelled(self) -> bool:
@@ -129,8 +146,14 @@ class EpisodeStore:
         if names is None:
             raise UserError(f"expected {key} in {self.path}, found unlabelled video: use a labelled store")
         table = self._table(self.data_file(index))
-        first, last = np.searchsorted(np.asarray(table.column("episode_index")), [index, index + 1])
-        values = column_values(table.slice(first, last - first), key, len(names))
+        try:
+            first, last = np.searchsorted(np.asarray(table.column("episode_index")), [index, index + 1])
+            values = column_values(table.slice(first, last - first), key, len(names))
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"expected {key} of {len(names)} numbers in {self.data_file(index)}, found otherwise "
+                f"({' '.join(str(error).split())}): see `lawm inspect {self.path}`"
+            ) from error
         if len(values) != self.episodes[index].length:
             raise UserError(
                 f"expected {self.episodes[index].length} rows of episode {index} in "

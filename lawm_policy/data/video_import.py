@@ -91,10 +91,7 @@ class _Captions:
         name = files[0].parent / Path(key).name
         for path in [name.with_name(f"{name.name}.txt"), *(file.with_suffix(".txt") for file in files)]:
             if path.is_file():
-                try:
-                    return " ".join(path.read_text(encoding="utf-8").split())
-                except UnicodeDecodeError:
-                    raise UserError(f"expected UTF-8 text in {path}, found other bytes: convert it") from None
+                return " ".join(_text(path).split())
         folder = files[0].parent
         while True:
             table = self._table(folder)
@@ -116,7 +113,7 @@ class _Captions:
             path = folder / CAPTIONS
             table = {}
             if path.is_file():
-                for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                for number, line in enumerate(_text(path).splitlines(), 1):
                     if not line.strip():
                         continue
                     try:
@@ -129,6 +126,13 @@ class _Captions:
                         ) from None
             self._tables[folder] = table
         return self._tables[folder]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"expected UTF-8 text in {path}, found other bytes: convert it") from None
 
 
 def stage_videos(folder: Path, episode: SourceEpisode, shape: Shape) -> tuple[int, str | None]:

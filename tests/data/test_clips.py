@@ -213,3 +213,18 @@ def test_a_foreign_store_of_the_same_layout_is_read(tmp_path: Path) -> None:
     assert store.action_names == ("x", "g")
     assert {e.embodiment for e in store.episodes} == {"arm6"}
     assert len(ClipDataset(path, SMALL)) > 0
+
+
+def private_megabytes() -> float:
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("RssAnon"))
+
+
+def test_memory_is_flat(tmp_path: Path) -> None:
+    data = ClipDataset(make_store(tmp_path / "s", split="train"), ClipConfig(size=32))
+    for step in range(20):
+        data.batch(step, 32, 0)
+    before = private_megabytes()
+    for step in range(320):  # 10 240 clips
+        data.batch(step, 32, 0)
+    assert private_megabytes() - before < 5

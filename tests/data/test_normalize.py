@@ -62,5 +62,6 @@ def test_statistics_that_cannot_be_are_refused() -> None:
             Normalization.from_json(value | change)
     with pytest.raises(UserError, match="expected normalisation"):
         Normalization.from_json({k: v for k, v in value.items() if k != "state_std"})
-    with pytest.raises(UserError, match="3 action dimensions"):
-        fitted([None])
+    for relative in ([None], [None, None, 4], [None, "x", None]):
+        with pytest.raises(UserError, match="3 action dimensions"):
+            fitted(relative)

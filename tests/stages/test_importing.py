@@ -135,6 +135,8 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path, capsys: pytest.
     make_video(tmp_path / "good" / "a.mp4", STEADY[:6])
     make_video(tmp_path / "captioned" / "a.mp4", STEADY[:6])
     (tmp_path / "captioned" / "captions.jsonl").write_text('{"file": "a.mp4"}\n')
+    make_video(tmp_path / "latin" / "a.mp4", STEADY[:6])
+    (tmp_path / "latin" / "a.txt").write_bytes("Schöne Grüße".encode("latin-1"))
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("mine")
     cases = [
@@ -144,6 +146,7 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path, capsys: pytest.
         ("good", ["--fps", "fast"]),
         ("good", ["--size", "33"]),
         ("captioned", []),
+        ("latin", []),
     ]
     for folder, more in cases:
         assert run_import(tmp_path / folder, tmp_path / "out", *more) == 2

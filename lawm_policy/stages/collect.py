@@ -104,6 +104,7 @@ class Done(NamedTuple):
 def run(args: CollectArgs) -> int:
     slots = _check(args)
     out = check_out(args.out, resume=args.resume, force=args.force, marker=REQUEST)
+    _check_rendering(args)
     if args.force and not args.resume and out.exists():
         shutil.rmtree(out)
     _check_request(out, args)
@@ -171,6 +172,15 @@ def _check(args: CollectArgs) -> list[Slot]:
             "lower --seed or --episodes"
         )
     return slots
+
+
+def _check_rendering(args: CollectArgs) -> None:
+    """One image before anything is written: a machine without OpenGL is known here, not in each episode."""
+    env = TabletopEnv(embodiment=args.embodiment.split(",")[0].strip(), size=args.size)
+    try:
+        env.reset(seed=args.seed)
+    finally:
+        env.close()
 
 
 def _check_request(out: Path, args: CollectArgs) -> None:

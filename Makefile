@@ -2,7 +2,7 @@
 #   make setup        .venv from requirements.lock; TORCH=cuda, EXTRAS="libero ray rerun" for more than the default
 #   make quickstart   the whole story at toy size; ends in a report
 #   make check        lint, types, quick tests: under three minutes
-#   make test         every test but the long campaigns
+#   make test         lint, types, every test but the long campaigns
 #   make acceptance   the long campaigns, resumable
 #   make benchmarks   the tables in benchmarks/README.md and README.md, from the committed results
 #   make lock         resolve requirements.lock again
@@ -17,7 +17,7 @@ CODE := lawm_policy tests benchmarks
 export TORCH EXTRAS PYTHON
 # One thread a test worker: two workers that each start a thread a core only wait for each other.
 check test: export OMP_NUM_THREADS = 1
-.PHONY: setup quickstart check test acceptance benchmarks lock clean browser
+.PHONY: setup quickstart lint check test acceptance benchmarks lock clean browser
 
 setup: $(STAMP)
 
@@ -28,13 +28,15 @@ $(STAMP):
 quickstart: setup
 	@$(BIN)/lawm quickstart
 
-check: setup
+lint: setup
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
+
+check: lint
 	$(BIN)/pytest -q -n logical --maxprocesses 8 -m "not slow and not acceptance"
 
-test: setup browser
+test: lint browser
 	$(BIN)/pytest -n logical --maxprocesses 8 -m "not acceptance" --durations 15
 
 acceptance: setup browser

@@ -128,8 +128,8 @@ def main(args: Args) -> None:
         seeds=[0],
         rows=rows,
         targets=targets,
-        notes=f"{args.threads} threads. A frame is one view at one moment; every clip has 7 moments and 2 views, "
-        "all of which the model reads. Data are in memory: `loader.py` measures what brings them.",
+        notes=f"{args.threads} threads. A frame is one view at one moment; every clip has 7 moments and 2 "
+        "views, all of which the model reads. Data are in memory: `loader.py` measures what brings them.",
     )
 
 

@@ -85,6 +85,7 @@ class Decoder(nn.Module):
             c = cfg.channels // 2
         self.paint = nn.Conv2d(c, 16, 3, 1, 1)  # four sub-pixels of (mask, red, green, blue)
         nn.init.normal_(self.paint.weight, std=0.01)
+        assert self.paint.bias is not None
         nn.init.zeros_(self.paint.bias)
 
     def forward(self, state_BTS: Tensor, fine_BVCHW: Tensor, frames_BVCHW: Tensor) -> Tensor:

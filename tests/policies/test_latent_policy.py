@@ -144,6 +144,6 @@ def test_wrong_cameras_and_sizes_are_one_line() -> None:
         seen["images"] | {"wrist": np.zeros((64, 64, 3), np.uint8)},
         seen["images"] | {"wrist": np.zeros((32, 32, 3), np.float32)},
     ):
-        with pytest.raises(UserError, match="expected .* found") as error:
+        with pytest.raises(UserError, match=r"expected .* found") as error:
             policy.act(seen | {"images": images})
         assert "\n" not in str(error.value)

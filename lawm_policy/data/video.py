@@ -277,4 +277,8 @@ def _opened(path: Path) -> Any:
     if not container.streams.video:
         container.close()
         raise VideoError(f"{path.name} has no video stream")
+    stream: Any = container.streams.video[0]
+    if stream.codec_context is None:  # PyAV's types do not say that this happens
+        container.close()
+        raise VideoError(f"{path.name} is in a format without a decoder here")
     return container

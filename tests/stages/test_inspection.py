@@ -115,7 +115,6 @@ def test_what_an_interruption_left_is_said(tmp_path: Path, capsys: pytest.Captur
     writer._lock.release()
     assert main(["inspect", str(tmp_path / "s")]) == 0
     assert (
-        "1 committed episodes are intact, 0 finished ones were salvaged, 1 begun"
-        in capsys.readouterr().out
+        "1 committed episodes are intact, 0 finished ones were salvaged, 1 begun" in capsys.readouterr().out
     )
     assert main(["inspect", str(tmp_path / "nothing")]) == 2

@@ -34,7 +34,11 @@ def main(args: Args) -> int:
     study = {name: result for name, result in results.items() if name == STUDY}
     contents = {
         "benchmarks/README.md": [targets(results, "results")],
-        "README.md": [label_efficiency(study), targets(study, "benchmarks/results"), tally(results)],
+        "README.md": [
+            label_efficiency(study),
+            targets(measured(results), "benchmarks/results"),
+            tally(results),
+        ],
     }
     stale = []
     for document, tables in contents.items():
@@ -53,6 +57,14 @@ def main(args: Args) -> int:
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """name -> result, of every committed benchmark."""
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))}
+
+
+def measured(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same without targets that nobody has measured yet; the tally names those."""
+    return {
+        name: result | {"targets": [t for t in result["targets"] if t["met"] is not None]}
+        for name, result in results.items()
+    }
 
 
 def between_markers(text: str, document: str, content: str) -> str:

@@ -176,7 +176,7 @@ def hardware() -> dict[str, Any]:
         "cores": cores,
         "memory_gb": round(memory, 1),
         "gpus": gpus,
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
     }
 
 

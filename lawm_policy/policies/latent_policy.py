@@ -61,22 +61,23 @@ class LatentPolicy(nn.Module):
         return self.loss(demo)
 
     def loss(self, demo: Demo) -> dict[str, Tensor]:
-        """Masked L1 between normalised commands. Each component of a mixture is decoded and judged; the
-        ones that fit take the gradient and the choice moves towards them."""
+        """Masked L1 between normalised commands. Each component of a mixture is decoded and judged; those
+        that fit take half of the gradient and the choice moves towards them. The other half goes to the one
+        that would be executed: an unlucky choice must not stay an untrained one."""
         commands_BMKRA, log_weight_BM = self._decode(demo, every_component=True)
         target_BKRA = self.normalization.normalize_actions(demo.actions_BKRA, demo.state_BP)
         mask_BMKRA = demo.action_mask_BKR[:, None, :, :, None].expand_as(commands_BMKRA).float()
         error_BMKRA = (commands_BMKRA - target_BKRA[:, None]).abs() * mask_BMKRA
         error_BM = error_BMKRA.sum((2, 3, 4)) / mask_BMKRA.sum((2, 3, 4)).clamp_min(1.0)
         share_BM = (log_weight_BM - self.cfg.sharpness * error_BM).softmax(1).detach()
-        action = (share_BM * error_BM).sum(1).mean()
+        fitting = (share_BM * error_BM).sum(1).mean()
         choice = -(share_BM * log_weight_BM).sum(1).mean()
-        chosen = error_BM.gather(1, log_weight_BM.argmax(1, keepdim=True)).mean()
+        executed = error_BM.gather(1, log_weight_BM.argmax(1, keepdim=True)).mean()
         return {
-            "loss": action + self.cfg.choice * choice,
-            "action": action.detach(),
+            "loss": 0.5 * (fitting + executed) + self.cfg.choice * choice,
+            "fitting": fitting.detach(),
             "choice": choice.detach(),
-            "executed": chosen.detach(),  # the error of what would really be executed
+            "executed": executed.detach(),
         }
 
     @torch.no_grad()

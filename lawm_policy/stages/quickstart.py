@@ -22,7 +22,7 @@ STATE = "quickstart.json"
 class QuickstartConfig:
     """How much of everything; configs/quickstart/ holds it."""
 
-    tasks: str = "place_red_yellow,place_green_purple,push_red,open_drawer"
+    tasks: str = "place_red_yellow,place_green_purple,open_drawer,close_drawer"
     arm_videos: int = 40  # a task
     hand_videos: int = 10  # a task
     play_videos: int = 10  # an embodiment
@@ -230,12 +230,13 @@ def _study() -> Path:
     return config_dir().parent / "benchmarks" / "results" / "label_efficiency"
 
 
-def _study_says() -> str:
+def _study_rows() -> list[dict[str, Any]]:
     file = _study() / "result.json"
-    if not file.is_file():
-        return ", which comes with a clone of the repository"
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    gains = [row for row in rows if row["n"] == 10 and row.get("minus_scratch_interval")]
+    return json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
+
+
+def _study_says() -> str:
+    gains = [row for row in _study_rows() if row["n"] == 10 and row.get("minus_scratch_interval")]
     pretrained = [row for row in gains if row["arm"] in ("lawm", "inverse-kl", "variational")]
     if not pretrained:
         return ", which has not been run to its end yet"
@@ -251,7 +252,7 @@ def _report(page: Path, runs: dict[str, Path], evaluations: dict[str, Path], sen
         **{f"fine-tuning {k}" if k.startswith("from") else k: v for k, v in runs.items()},
         **evaluations,
     }
-    if (_study() / "result.json").is_file():
+    if any(row["seeds"] for row in _study_rows()):
         places["the committed study"] = _study()
     folders = tuple(f"{name}={folder}" for name, folder in places.items())
     run(

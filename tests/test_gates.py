@@ -24,9 +24,9 @@ from lawm_policy.stages.pretrain import PretrainConfig, pretrain, validation_bat
 from lawm_policy.types import Clip
 
 SMALL = (
-    ("train.steps", "200"),
+    ("train.steps", "500"),
     ("train.batch_size", "16"),
-    ("train.save_every", "200"),
+    ("train.save_every", "500"),
     ("validation_clips", "64"),
 )
 TASKS = "push_red,push_blue,open_drawer,close_drawer"

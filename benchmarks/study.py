@@ -6,6 +6,7 @@ heavy things (data, weights) stay in the work folder, which may be lost at any t
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from lawm_policy.stages.importing import run as import_videos
 from lawm_policy.stages.pretrain import PretrainConfig, pretrain
 
 VIDEO_SEED, HAND_SEED, DEMO_SEED = 0, 20_000, 50_000  # first scenes; all below the validation states
+CORES = os.cpu_count() or 1  # data come first and alone; every other unit is one thread of Python
 TUNING_DRAW = 100  # a draw of demonstrations that the table never uses
 
 
@@ -47,6 +49,11 @@ class Sizes:
 
 
 FULL = Sizes(
+    tasks="place,drawer",
+    video_tasks="place_red_yellow,place_red_purple,place_green_yellow,place_green_purple,place_blue_purple,drawer",
+    arm_videos=100,
+    hand_videos=25,
+    demos=45,
     pretrain=(
         ("train.steps", "3000"),
         ("train.batch_size", "32"),
@@ -124,7 +131,7 @@ class Study:
         self._collect(stores["demos"], "arm6", s.tasks, s.demos, DEMO_SEED)
         for name in ("arm", "hand"):
             source = work / f"videos-{name}"
-            arguments = ImportArgs("videos", source, stores[name], fps="10", size=64, workers=1)
+            arguments = ImportArgs("videos", source, stores[name], fps="10", size=64, workers=CORES)
             self._once(f"import-{name}", lambda a=arguments: import_videos(replace(a, resume=a.out.exists())))
         return stores
 
@@ -141,7 +148,7 @@ class Study:
             play=play or 0,
             seed=seed,
             fps=20 if play is None else 10,
-            workers=1,
+            workers=CORES,
         )
         self._once(f"collect-{out.name}", lambda: collect(replace(arguments, resume=out.exists())))
 

@@ -29,7 +29,7 @@ def mlp(*widths: int, final_norm: bool = False) -> nn.Sequential:
 class ConvNorm(nn.Module):
     """3x3 convolution, GroupNorm, an optional feature-wise modulation (FiLM), SiLU.
 
-    The modulation starts at the identity, so that a condition is heard only once it has been learnt."""
+    The modulation starts near the identity, but not so near that the condition is learnt late."""
 
     def __init__(self, c_in: int, c_out: int, stride: int = 1, kernel: int = 3, condition: int = 0):
         super().__init__()
@@ -37,7 +37,7 @@ class ConvNorm(nn.Module):
         self.norm = nn.GroupNorm(min(8, c_out), c_out)
         self.film = nn.Linear(condition, 2 * c_out) if condition else None
         if self.film is not None:
-            nn.init.normal_(self.film.weight, std=0.01)
+            nn.init.normal_(self.film.weight, std=0.05)
             nn.init.zeros_(self.film.bias)
 
     def forward(self, x_NCHW: Tensor, condition_NE: Tensor | None = None) -> Tensor:

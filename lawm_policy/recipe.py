@@ -31,6 +31,7 @@ class RecipeConfig:
     policy: BakuConfig = field(default_factory=BakuConfig)
     inverse: InverseConfig = field(default_factory=InverseConfig)
     world_model: RssmConfig = field(default_factory=RssmConfig)
+    world_share: float = 1.0  # of a batch's clips that inverse and world model train on; the policy clones all
     clone: float = 1.0  # weight of the policy's likelihood of the chunk
     choice: float = 0.1  # and of its choice among its components
     latent_norm: float = 1e-3  # source policy: keeps z at a sane scale
@@ -67,10 +68,22 @@ class InverseSource(nn.Module):
         return self.inverse.infer(clip)
 
     def forward(self, clip: Clip) -> tuple[Tensor, Losses]:
-        features = self.inverse.features(clip)
-        z_BTZ, losses = self.inverse.bottleneck(features, clip)
-        said = self.say(clip)
-        return z_BTZ, losses | self.clone(said, self.inverse.bottleneck.mean(features))
+        watched = self.watched(clip)
+        features = self.inverse.features(watched)
+        z_BTZ, losses = self.inverse.bottleneck(features, watched)
+        return z_BTZ, losses | self.clone(self.say(clip), self.latents(clip, features))
+
+    def watched(self, clip: Clip) -> Clip:
+        """The clips whose z the world model gets. Cloning is the cheap part and needs the most examples."""
+        share = self.cfg.world_share if self.training else 1.0
+        return clip.rows(slice(max(1, round(share * len(clip.text)))))
+
+    @torch.no_grad()
+    def latents(self, clip: Clip, watched_BTD: Tensor) -> Tensor:
+        """z of all clips, to be cloned, from the features of those that are watched."""
+        rest = clip.rows(slice(len(watched_BTD), None))
+        parts = [watched_BTD, self.inverse.features(rest)] if rest.text else [watched_BTD]
+        return self.inverse.bottleneck.mean(torch.cat(parts))
 
     def say(self, clip: Clip) -> ChunkMixture:
         return self.policy(clip.frames_BTVCHW[:, 0], clip.view_mask_BV, clip.text).mixture
@@ -83,14 +96,16 @@ class InverseSource(nn.Module):
 class VariationalSource(InverseSource):
     def forward(self, clip: Clip) -> tuple[Tensor, Losses]:
         assert isinstance(self.inverse.bottleneck, KLBottleneck)
-        features = self.inverse.features(clip)
+        watched = self.watched(clip)
+        features = self.inverse.features(watched)
         mean_BTZ, log_std_BTZ = self.inverse.bottleneck.posterior(features)
         noise_BTZ = torch.randn_like(mean_BTZ)
         z_BTZ = mean_BTZ + log_std_BTZ.exp() * noise_BTZ
         said = self.say(clip)
-        losses = self.clone(said, mean_BTZ)
+        losses = self.clone(said, self.latents(clip, features))
 
         # Posterior to prior. The prior is held still, so that each side is pulled at its own rate.
+        said = said.rows(slice(len(z_BTZ)))
         assert said.log_std_Z is not None
         prior = ChunkMixture(said.mean_BMKZ.detach(), said.log_weight_BM.detach(), said.log_std_Z.detach())
         log_posterior_B = (-0.5 * noise_BTZ.square() - log_std_BTZ - HALF_LOG_TAU).sum((1, 2))
@@ -134,8 +149,8 @@ class Recipe(nn.Module):
         assert clip.frames_BTVCHW.shape[1] == self.cfg.policy.chunk + 1, (
             "a clip holds one frame more than latents"
         )
-        z_BTZ, losses = self.encoder(clip)
-        losses = losses | self.world_model.loss(clip, z_BTZ)
+        z_BTZ, losses = self.encoder(clip)  # of the clips that the world model trains on, the first ones
+        losses = losses | self.world_model.loss(clip.rows(slice(len(z_BTZ))), z_BTZ)
         return {
             "loss": torch.stack(list(losses.values())).sum(),
             **{k: v.detach() for k, v in losses.items()},
@@ -143,6 +158,11 @@ class Recipe(nn.Module):
 
 
 def check(cfg: RecipeConfig) -> None:
+    if not 0 < cfg.world_share <= 1 or (cfg.source == "policy" and cfg.world_share < 1):
+        raise UserError(
+            f"expected world_share above 0 and up to 1 (1 with source 'policy', which clones nothing), found "
+            f"{cfg.world_share}: change it"
+        )
     if cfg.source != "policy" and not cfg.policy.density:
         raise UserError(
             f"expected policy.density=true with source '{cfg.source}', found false: "

@@ -35,6 +35,10 @@ class Batch:
         }
         return type(self)(**moved)
 
+    def rows(self, rows: slice) -> Self:
+        """Some of the batch."""
+        return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Clip(Batch):

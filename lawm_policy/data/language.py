@@ -39,8 +39,14 @@ class NgramEncoder(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.table = nn.EmbeddingBag(cfg.buckets, cfg.width, mode="mean")
+        # Normalised at both ends: a mean over twenty n-grams is faint, and whoever listens to a faint voice
+        # learns late that it says which block is meant.
         self.project = nn.Sequential(
-            nn.Linear(cfg.width, cfg.width), nn.SiLU(), nn.Linear(cfg.width, cfg.width)
+            nn.LayerNorm(cfg.width),
+            nn.Linear(cfg.width, cfg.width),
+            nn.SiLU(),
+            nn.Linear(cfg.width, cfg.width),
+            nn.LayerNorm(cfg.width),
         )
         self._rows: dict[str, list[int]] = {}
 
@@ -66,7 +72,9 @@ class PretrainedEncoder(nn.Module):
         super().__init__()
         self.cfg = cfg
         self._frozen: tuple[Any, Any] = self._load(cfg.encoder)  # a tuple, so that it is no submodule
-        self.project = nn.Linear(self._frozen[1].config.hidden_size, cfg.width)
+        self.project = nn.Sequential(
+            nn.Linear(self._frozen[1].config.hidden_size, cfg.width), nn.LayerNorm(cfg.width)
+        )
         self.null = nn.Parameter(torch.zeros(cfg.width))
         self._cache: dict[str, Tensor] = {}
 

@@ -24,6 +24,10 @@ class ChunkMixture:
     log_weight_BM: Tensor
     log_std_Z: Tensor | None  # None: a head that regresses, without a density
 
+    def rows(self, rows: slice) -> ChunkMixture:
+        """Those of some of the batch."""
+        return ChunkMixture(self.mean_BMKZ[rows], self.log_weight_BM[rows], self.log_std_Z)
+
     def likeliest(self) -> Tensor:
         return self.take(self.log_weight_BM.argmax(1))
 

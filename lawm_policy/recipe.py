@@ -31,7 +31,7 @@ class RecipeConfig:
     policy: BakuConfig = field(default_factory=BakuConfig)
     inverse: InverseConfig = field(default_factory=InverseConfig)
     world_model: RssmConfig = field(default_factory=RssmConfig)
-    world_share: float = 1.0  # of a batch's clips that inverse and world model train on; the policy clones all
+    world_share: float = 1.0  # of a batch's clips for inverse and world model; the policy clones all
     clone: float = 1.0  # weight of the policy's likelihood of the chunk
     choice: float = 0.1  # and of its choice among its components
     latent_norm: float = 1e-3  # source policy: keeps z at a sane scale

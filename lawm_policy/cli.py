@@ -100,7 +100,7 @@ def parse(args_class: type[Any], argv: Sequence[str], prog: str) -> Any:
                 args=rest,
                 prog=prog,
                 description=description,
-                config=(tyro.conf.FlagCreatePairsOff,),
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -204,6 +204,8 @@ def _check_options(args_class: type[Any], argv: Sequence[str]) -> None:
 
 # What the parser says, without its frame -> what we say. A message not listed is shown as it is.
 _BAD_VALUES = (
+    (r"no type matching INT could be .*? from \[(.*?)\].*", "expected a whole number for {0}, found {1}"),
+    (r"no type matching FLOAT could be .*? from \[(.*?)\].*", "expected a number for {0}, found {1}"),
     (r"no type matching (.*?) could be instantiated from \[(.*?)\].*", "expected {1} for {0}, found {2}"),
     (r"invalid literal for int\(\) with base 10: ('.*?') .*", "expected a whole number for {0}, found {1}"),
     (r"could not convert string to float: ('.*?') .*", "expected a number for {0}, found {1}"),

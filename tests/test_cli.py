@@ -30,6 +30,7 @@ class FakeArgs:
     steps: int = 3
     rate: float = 0.5
     demos: int | None = None
+    share: float | None = None
     mode: Literal["all", "head"] = "all"
     resume: bool = False
     overrides: tyro.conf.Suppress[tuple[tuple[str, str], ...]] = ()
@@ -102,7 +103,8 @@ def test_overrides_in_every_spelling(calls: list[Any]) -> None:
         ),
         ("fake lawm --data x --steps many", "expected a whole number for --steps, found 'many'"),
         ("fake lawm --data x --rate fast", "expected a number for --rate, found 'fast'"),
-        ("fake lawm --data x --demos few", "expected {None}|INT for --demos, found 'few'"),
+        ("fake lawm --data x --demos few", "expected a whole number for --demos, found 'few'"),
+        ("fake lawm --data x --share much", "expected a number for --share, found 'much'"),
         ("fake lawm --data x --mode tail", "expected --mode among 'all', 'head', found 'tail'"),
         ("fake lawm --data x --steps", "expected a value after --steps, found none"),
         ("fake lawm --data x --steps 3 more", "expected no more arguments, found more"),
@@ -187,7 +189,9 @@ def test_help_is_scoped(calls: list[Any], capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("verb", list(cli.VERBS))
 def test_every_verb_has_a_stage_that_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb, "--help"]) == 0
-    assert f"usage: lawm {verb}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"usage: lawm {verb}" in out
+    assert "None" not in out  # an option that may be left out says what happens then
 
 
 # In a process of its own -----------------------------------------------------------------------

@@ -45,10 +45,10 @@ class FinetuneArgs:
     """an episode store with states and actions"""
     out: Path
     """the run's folder, made anew"""
-    init: Path | None = None
-    """the run to start from, pretrained or fine-tuned; left out, the policy starts from scratch"""
-    demos: int | None = None
-    """labelled demonstrations a task; a smaller number is a subset of a larger one. Left out: all"""
+    init: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(left out: from scratch)")] = None
+    """the run to start from, pretrained or fine-tuned"""
+    demos: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(left out: all)")] = None
+    """labelled demonstrations a task; a smaller number is a subset of a larger one"""
     draw: int = 0
     """which draw of demonstrations"""
     train: Literal["all", "controller", "head"] = "all"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Literal
 
 from lawm_policy.config import from_dict, load_config, to_dict
 from lawm_policy.console import say
@@ -14,6 +12,7 @@ from lawm_policy.data.clips import DemoConfig, DemoDataset
 from lawm_policy.data.normalize import Normalization
 from lawm_policy.policies.baku import BakuConfig
 from lawm_policy.policies.latent_policy import LatentPolicyConfig
+from lawm_policy.stages.arguments import FinetuneArgs
 from lawm_policy.training import FitResult, ParamGroup, TrainConfig
 from lawm_policy.types import UserError
 
@@ -33,33 +32,6 @@ class FinetuneConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     pretrained_lr: float = 1.0  # of what came from pretraining, as a share of train.lr
     validation_batches: int = 4
-
-
-@dataclass(frozen=True)
-class FinetuneArgs:
-    """Fine-tune on labelled demonstrations: from a pretraining run, or from scratch."""
-
-    config: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIG")]
-    """a configuration: default, debug, or a YAML file"""
-    data: Path
-    """an episode store with states and actions"""
-    out: Path
-    """the run's folder, made anew"""
-    init: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(left out: from scratch)")] = None
-    """the run to start from, pretrained or fine-tuned"""
-    demos: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(left out: all)")] = None
-    """labelled demonstrations a task; a smaller number is a subset of a larger one"""
-    draw: int = 0
-    """which draw of demonstrations"""
-    train: Literal["all", "controller", "head"] = "all"
-    """what is trained: all, the controller alone (imitation from observation), or head and controller"""
-    head: Literal["controller", "fresh"] = "controller"
-    """decode latents by a controller, or replace the latent head by a fresh action head (as LAWM does)"""
-    resume: bool = False
-    """go on where this run stopped"""
-    force: bool = False
-    """replace an existing run"""
-    overrides: tyro.conf.Suppress[tuple[tuple[str, str], ...]] = ()
 
 
 def run(args: FinetuneArgs) -> int:

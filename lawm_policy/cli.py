@@ -97,6 +97,7 @@ def parse(args_class: type[Any], argv: Sequence[str], prog: str) -> Any:
             args = tyro.cli(
                 args_class,
                 args=rest,
+                default=args_class.to_show() if "show" in names and "--show" in rest else None,
                 prog=prog,
                 description=description,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tyro
 
@@ -24,7 +24,14 @@ class PretrainArgs:
     """go on where this run stopped"""
     force: bool = False
     """replace an existing run"""
+    show: bool = False
+    """print the configuration, every key with its meaning, and end; needs neither --data nor --out"""
     overrides: tyro.conf.Suppress[tuple[tuple[str, str], ...]] = ()
+
+    @classmethod
+    def to_show(cls) -> Self:
+        """What is required, and not with --show."""
+        return cls(config=tyro.MISSING, data=(), out=Path())
 
 
 @dataclass(frozen=True)
@@ -45,13 +52,21 @@ class FinetuneArgs:
     """which draw of demonstrations"""
     train: Literal["all", "controller", "head"] = "all"
     """what is trained: all, the controller alone (imitation from observation), or head and controller"""
-    head: Literal["controller", "fresh"] = "controller"
-    """decode latents by a controller, or replace the latent head by a fresh action head (as LAWM does)"""
+    head: Literal["configured", "controller", "fresh"] = "configured"
+    """decode latents by a controller, or replace the latent head by a fresh action head (as LAWM does);
+    configured: as policy.head of the configuration says"""
     resume: bool = False
     """go on where this run stopped"""
     force: bool = False
     """replace an existing run"""
+    show: bool = False
+    """print the configuration, every key with its meaning, and end; needs neither --data nor --out"""
     overrides: tyro.conf.Suppress[tuple[tuple[str, str], ...]] = ()
+
+    @classmethod
+    def to_show(cls) -> Self:
+        """What is required, and not with --show."""
+        return cls(config=tyro.MISSING, data=Path(), out=Path())
 
 
 ARGUMENTS: dict[str, type[Any]] = {"pretrain": PretrainArgs, "finetune": FinetuneArgs}

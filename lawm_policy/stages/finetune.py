@@ -10,6 +10,7 @@ from lawm_policy.config import from_dict, load_config, to_dict
 from lawm_policy.console import say
 from lawm_policy.data.clips import DemoConfig, DemoDataset
 from lawm_policy.data.normalize import Normalization
+from lawm_policy.explain import explain
 from lawm_policy.policies.baku import BakuConfig
 from lawm_policy.policies.latent_policy import LatentPolicyConfig
 from lawm_policy.stages.arguments import FinetuneArgs
@@ -36,8 +37,13 @@ class FinetuneConfig:
 
 def run(args: FinetuneArgs) -> int:
     cfg = load_config(args.config, FinetuneConfig, args.overrides, stage="finetune")
+    if args.head != "configured":
+        cfg = replace(cfg, policy=replace(cfg.policy, head=args.head))
+    if args.show:
+        print(explain(resolve(cfg, _load(args.init) if args.init else None)), end="")
+        return 0
     result = finetune(
-        replace(cfg, policy=replace(cfg.policy, head=args.head)),
+        cfg,
         args.data,
         args.out,
         init=args.init,
@@ -76,9 +82,7 @@ def finetune(
         raise UserError(
             f"expected --init with --train {train}, found none: from scratch there is nothing to freeze"
         )
-    if pretrained is not None:
-        cfg = replace(cfg, policy=replace(cfg.policy, policy=policy_of(pretrained)))
-    cfg = replace(cfg, data=demo_config(cfg))
+    cfg = resolve(cfg, pretrained)
     demonstrations = DemoDataset(data, cfg.data, split="train", demos_per_task=demos, draw_seed=draw)
     held_out = DemoDataset(data, replace(cfg.data, shift=0), split="val")
 
@@ -125,6 +129,13 @@ def finetune(
         },
         resume=resume,
     )
+
+
+def resolve(cfg: FinetuneConfig, start: Checkpoint | None) -> FinetuneConfig:
+    """What follows from the rest: the policy from the run to start from, the data from the policy."""
+    if start is not None:
+        cfg = replace(cfg, policy=replace(cfg.policy, policy=policy_of(start)))
+    return replace(cfg, data=demo_config(cfg))
 
 
 def demo_config(cfg: FinetuneConfig) -> DemoConfig:

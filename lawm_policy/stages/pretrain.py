@@ -32,8 +32,12 @@ class PretrainConfig:
 
 def run(args: PretrainArgs) -> int:
     from lawm_policy.config import load_config
+    from lawm_policy.explain import explain
 
     cfg = load_config(args.config, PretrainConfig, args.overrides, stage="pretrain")
+    if args.show:
+        print(explain(replace(cfg, data=clip_config(cfg))), end="")
+        return 0
     result = pretrain(cfg, args.data, args.out, resume=args.resume, force=args.force)
     return 143 if result.stopped == "sigterm" else 0
 

@@ -54,11 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb == "--version":
             print(f"lawm-policy {__version__}")
             return 0
-        run = _find(verb)
-        args = parse(_arguments_of(run), argv[1:], prog=where)
+        args = parse(_arguments_of(verb), argv[1:], prog=where)
         if args is None:  # its help was shown
             return 0
-        status = run(args)
+        status = _find(verb)(args)
         sys.stdout.flush()
         return 0 if status is None else int(status)
     except UserError as error:
@@ -98,6 +97,7 @@ def parse(args_class: type[Any], argv: Sequence[str], prog: str) -> Any:
             args = tyro.cli(
                 args_class,
                 args=rest,
+                default=args_class.to_show() if "show" in names and "--show" in rest else None,
                 prog=prog,
                 description=description,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
@@ -155,7 +155,12 @@ def _find(verb: str) -> Run:
     raise UserError(f"expected a verb, found {verb!r}: {nearest(verb, [*VERBS, *foreign])}")
 
 
-def _arguments_of(run: Run) -> type[Any]:
+def _arguments_of(verb: str) -> type[Any]:
+    from lawm_policy.stages.arguments import ARGUMENTS
+
+    if verb in ARGUMENTS:
+        return ARGUMENTS[verb]
+    run = _find(verb)
     hints = typing.get_type_hints(run)
     name = run.__code__.co_varnames[0]
     return hints[name]

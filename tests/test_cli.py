@@ -7,13 +7,14 @@ import sys
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import pytest
 import tyro
 
 import lawm_policy
 from lawm_policy import cli
+from lawm_policy.stages.arguments import ARGUMENTS
 from lawm_policy.types import UserError
 
 REPOSITORY = Path(lawm_policy.__file__).parents[1]
@@ -214,15 +215,33 @@ def test_import_and_help_leave_torch_alone() -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_help_is_fast() -> None:
+def test_no_verb_needs_torch_to_explain_itself_or_to_see_a_mistake() -> None:
+    said = "; ".join(
+        f"assert main({argv!r}) == {status}"
+        for verb in cli.VERBS
+        for argv, status in (([verb, "--help"], 0), ([verb, "--no-such-option"], 2))
+    )
+    done = python(
+        "-c", f"import sys; from lawm_policy.cli import main; {said}; assert 'torch' not in sys.modules"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("verb", list(ARGUMENTS))
+def test_arguments_kept_apart_are_those_of_the_stage(verb: str) -> None:
+    assert get_type_hints(cli._find(verb))["args"] is ARGUMENTS[verb]
+
+
+@pytest.mark.parametrize(("verb", "limit"), [("", 0.5), ("pretrain", 0.7), ("finetune", 0.7)])
+def test_help_is_fast(verb: str, limit: float) -> None:
     def seconds() -> float:
         """Of processor time: what a loaded machine's clock says is not ours."""
         before = os.times()
-        assert python("-m", "lawm_policy", "--help").returncode == 0
+        assert python("-m", "lawm_policy", *verb.split(), "--help").returncode == 0
         after = os.times()
         return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert min(seconds() for _ in range(3)) < 0.5
+    assert min(seconds() for _ in range(3)) < limit
 
 
 def test_public_names_are_all_there() -> None:

@@ -30,7 +30,7 @@ def test_every_command_in_the_documents_is_understood(document):
     found = commands(document)
     assert found
     for _, verb, *arguments in found:
-        args_class = cli._arguments_of(cli._find(verb))
+        args_class = cli._arguments_of(verb)
         cli.parse(args_class, arguments, prog=f"lawm {verb}")
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING
 
 from lawm_policy.console import say
 from lawm_policy.data.clips import ClipConfig, ClipDataset
 from lawm_policy.recipe import RecipeConfig
+from lawm_policy.stages.arguments import PretrainArgs
 from lawm_policy.training import FitResult, TrainConfig
 from lawm_policy.types import UserError
 
@@ -31,27 +30,14 @@ class PretrainConfig:
     validation_clips: int = 256
 
 
-@dataclass(frozen=True)
-class PretrainArgs:
-    """Pretrain by world modelling on unlabelled videos (stores made by `lawm import` or `lawm collect`)."""
-
-    config: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIG")]
-    """a recipe: lawm, inverse-kl, variational, debug, or a YAML file"""
-    data: tuple[Path, ...]
-    """one or more episode stores; captions are used where there are any, actions never"""
-    out: Path
-    """the run's folder, made anew"""
-    resume: bool = False
-    """go on where this run stopped"""
-    force: bool = False
-    """replace an existing run"""
-    overrides: tyro.conf.Suppress[tuple[tuple[str, str], ...]] = ()
-
-
 def run(args: PretrainArgs) -> int:
     from lawm_policy.config import load_config
+    from lawm_policy.explain import explain
 
     cfg = load_config(args.config, PretrainConfig, args.overrides, stage="pretrain")
+    if args.show:
+        print(explain(replace(cfg, data=clip_config(cfg))), end="")
+        return 0
     result = pretrain(cfg, args.data, args.out, resume=args.resume, force=args.force)
     return 143 if result.stopped == "sigterm" else 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from made_stores import made_store
 
 import lawm_policy as lp
-from lawm_policy import checkpoint
+from lawm_policy import checkpoint, config
 from lawm_policy.cli import main
 
 SMALL = ["--set", "train.steps=6", "train.batch_size=4", "train.save_every=3", "train.log_every=1"]
@@ -109,6 +110,32 @@ def test_resuming_gives_what_was_never_stopped(work: Path) -> None:
     assert main(["pretrain", "debug", *data, "--out", parts, "--resume", *SMALL]) == 0
     a, b = (checkpoint.load(run, which="last").tensors("model") for run in (whole, parts))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_show_prints_what_a_run_would_record_and_writes_nothing(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def shown(*argv: str) -> Any:
+        capsys.readouterr()
+        assert main([*argv, "--show"]) == 0
+        (text, err) = capsys.readouterr()
+        assert err == "" and "# decay of the weights' average; 0: off" in text
+        return config.parse_yaml(text, "what was shown")
+
+    def recorded(run: str) -> Any:
+        return config.parse_yaml((work / run / "config.yaml").read_text(), run)
+
+    assert shown("pretrain", "debug", *SMALL) == recorded("pretrained")
+    assert finetune(work, "shown", "--init", str(work / "pretrained"), "--head", "fresh") == 0
+    start = ["--init", str(work / "pretrained")]
+    found = shown("finetune", "debug", *start, "--head", "fresh", "--out", "new", *SMALL)
+    assert found == recorded("shown") and found["policy"]["head"] == "fresh"
+    assert shown("finetune", "debug", "--policy.head", "fresh")["policy"]["head"] == "fresh"
+    assert not list(tmp_path.iterdir())
+    assert "expected CONFIG, found nothing" in refused(capsys, ["pretrain", "--show"])
+    assert "did you mean 'train.lr'" in refused(capsys, ["pretrain", "debug", "--show", "--train.lrr", "1"])
 
 
 def refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:

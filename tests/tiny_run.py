@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lawm_policy import config
+from lawm_policy import checkpoint, config
 from lawm_policy.training import FitResult, TrainConfig, fit
 from lawm_policy.types import Batch
 
@@ -79,6 +79,23 @@ def losses(out: Path) -> list[dict[str, Any]]:
     """The log without what clocks say."""
     records = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in r.items() if "second" not in k} for r in records]
+
+
+def weights(out: Path, name: str = "model", which: str = "last") -> dict[str, Tensor]:
+    return checkpoint.load(out, which=which).tensors(name)
+
+
+class Killed(BaseException):
+    """Stands for a death that no handler sees."""
+
+
+def killed_at(index: int) -> Any:
+    def batches(i: int) -> Pairs:
+        if i == index:
+            raise Killed
+        return batch(i)
+
+    return batches
 
 
 def main() -> None:

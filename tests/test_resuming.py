@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -171,17 +172,21 @@ def test_sigterm_saves_and_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [(), ("--share",)])
+def test_two_processes_equal_one(tmp_path: Path, share: tuple[str, ...]) -> None:
     changes = ["steps=6", "save_every=3", "ema=0.9", "--dropout", "0"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*launch, tiny_run.__file__, str(tmp_path / "two"), *changes],
+        [*launch, tiny_run.__file__, str(tmp_path / "two"), *changes, *share],
         capture_output=True,
         text=True,
         timeout=200,
         env={**os.environ, "ACCELERATE_USE_CPU": "true"},
     )
     assert done.returncode == 0, done.stderr
+    if share:  # nobody made a whole batch
+        expected = sorted(f"rows {rows} of {i}" for rows in ("0-4", "4-8") for i in range(6))
+        assert sorted(re.findall(r"rows \S+ of \d|batch \d", done.stdout)) == expected
     assert program(tmp_path / "one", *changes).wait(timeout=100) == 0
     two, one = losses(tmp_path / "two"), losses(tmp_path / "one")
     assert len(two) == len(one)

@@ -1,6 +1,6 @@
 """A training run of a second, as a module for tests and as a program to be killed.
 
-python tests/tiny_run.py OUT [--steps N] [--seconds S a step] [--resume] [key=value of TrainConfig ...]
+python tests/tiny_run.py OUT [--steps N] [--seconds S a step] [--resume] [--share] [key=value ...]
 """
 
 import argparse
@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--share", action="store_true", help="each process makes its rows alone")
     parser.add_argument("changes", nargs="*")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -114,10 +115,20 @@ def main() -> None:
         print("batch", index, flush=True)
         return batch(index)
 
-    print(
-        train(args.out, resume=args.resume, batches=slow, model=Tiny(args.dropout), **changes).stopped,
-        flush=True,
+    def share(index: int, rows: slice) -> Pairs:
+        print(f"rows {rows.start}-{rows.stop} of {index}", flush=True)
+        return batch(index).rows(rows)
+
+    options = {"share": share} if args.share else {}
+    done = train(
+        args.out,
+        resume=args.resume,
+        batches=slow,
+        model=Tiny(args.dropout),
+        fit_options=options,
+        **changes,
     )
+    print(done.stopped, flush=True)
 
 
 if __name__ == "__main__":

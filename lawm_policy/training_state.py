@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -239,22 +240,41 @@ def batch_length(batch: Any) -> int:
     return next(v.shape[0] for v in _items(batch).values() if isinstance(v, Tensor) and v.ndim)
 
 
+def part_of(length: int, index: int, parts: int) -> slice:
+    """The rows of part `index` of `parts` equal parts."""
+    if length % parts:
+        raise UserError(
+            f"expected a batch_size that processes x accumulate ({parts}) divides, found {length}: change it"
+        )
+    return slice(index * length // parts, (index + 1) * length // parts)
+
+
 def slice_batch(batch: Any, index: int, parts: int) -> Any:
     """Part `index` of `parts` equal parts: rows of the tensors, items of tuples as long as the batch."""
     if parts == 1:
         return batch
     length = batch_length(batch)
-    if length % parts:
-        raise UserError(
-            f"expected a batch_size that processes x accumulate ({parts}) divides, found {length}: change it"
-        )
-    rows = slice(index * length // parts, (index + 1) * length // parts)
+    rows = part_of(length, index, parts)
 
     def cut(value: Any) -> Any:
         sized = value.ndim > 0 if isinstance(value, Tensor) else isinstance(value, (tuple, list))
         return value[rows] if sized and len(value) == length else value
 
     return _with(batch, {k: cut(v) for k, v in _items(batch).items()})
+
+
+def own_part(
+    batches: Callable[[int], Any],
+    share: Callable[[int, slice], Any] | None,
+    size: int,
+    accelerator: Accelerator,
+) -> Callable[[int], Any]:
+    """This process's part of each batch of `size`: fetched alone with `share`, else cut from the whole."""
+    index, processes = accelerator.process_index, accelerator.num_processes
+    if share is None or processes == 1:
+        return lambda i: slice_batch(batches(i), index, processes)
+    rows = part_of(size, index, processes)
+    return lambda i: share(i, rows)
 
 
 def move(batch: Any, device: torch.device) -> Any:

@@ -110,11 +110,16 @@ def finetune(
     )
     say(f"{len(demonstrations.episodes)} demonstrations, {len(demonstrations)} moments; training {train}")
     batches = [held_out.batch(i, cfg.train.batch_size, seed=0) for i in range(cfg.validation_batches)]
+
+    def batch(step: int, rows: slice | None = None) -> Demo:
+        return demonstrations.batch(step, cfg.train.batch_size, cfg.train.seed, rows)
+
     return fit(
         policy,
-        lambda step: demonstrations.batch(step, cfg.train.batch_size, cfg.train.seed),
+        batch,
         cfg.train,
         out,
+        share=batch,
         validate=lambda: validate(policy, batches),
         param_groups=groups(policy, came, train, cfg.pretrained_lr),
         metadata={

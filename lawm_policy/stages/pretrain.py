@@ -75,8 +75,8 @@ def pretrain(
         f"{len(clips)} clips of {cfg.data.length} frames"
     )
 
-    def batch(step: int) -> Clip:
-        drawn = clips.batch(step, cfg.train.batch_size, cfg.train.seed)
+    def batch(step: int, rows: slice | None = None) -> Clip:
+        drawn = clips.batch(step, cfg.train.batch_size, cfg.train.seed, rows)
         return drawn if change is None else change(step, drawn)
 
     return fit(
@@ -84,6 +84,7 @@ def pretrain(
         batch,
         cfg.train,
         out,
+        share=batch if change is None else None,  # a change may mix the rows
         validate=lambda: validate(recipe, held_out),
         on_validate=lambda step: _film(recipe, held_out, out, step),
         metadata={"kind": "pretrained", "config": to_dict(cfg), "data": dict(clips.fingerprints)},

@@ -54,10 +54,13 @@ def test_a_package_that_cannot_be_imported_is_named_and_the_rest_is_still_told(t
 
 
 @pytest.mark.slow
-def test_rendering_switched_off_is_broken_and_says_what_to_type():
-    done = consult(MUJOCO_GL="disable")
-    assert done.returncode == 1
-    assert "MUJOCO_GL=disable" in done.stdout and "-> export MUJOCO_GL=" in done.stdout
+@pytest.mark.parametrize("backend", ["disable", "glfw", "no-such"])
+def test_rendering_that_cannot_work_is_broken_and_says_what_to_type(monkeypatch, backend):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    done = consult(MUJOCO_GL=backend)
+    assert done.returncode == 1 and done.stderr == ""
+    assert f"MUJOCO_GL={backend}" in done.stdout or "FAIL  render glfw" in done.stdout
+    assert "-> export MUJOCO_GL=" in done.stdout
     assert done.stdout.rstrip().endswith("things are broken: see ->.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 from made_stores import made_store
 
 import lawm_policy as lp
-from lawm_policy import checkpoint, config
+from lawm_policy import checkpoint, config, training
 from lawm_policy.cli import main
+from lawm_policy.stages.pretrain import PretrainConfig, pretrain
+from lawm_policy.training import FitResult
 
 SMALL = ["--set", "train.steps=6", "train.batch_size=4", "train.save_every=3", "train.log_every=1"]
 
@@ -136,6 +139,28 @@ def test_show_prints_what_a_run_would_record_and_writes_nothing(
     assert not list(tmp_path.iterdir())
     assert "expected CONFIG, found nothing" in refused(capsys, ["pretrain", "--show"])
     assert "did you mean 'train.lr'" in refused(capsys, ["pretrain", "debug", "--show", "--train.lrr", "1"])
+
+
+def test_a_process_of_several_is_given_the_rows_of_the_same_batch(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def no_fit(model: Any, batches: Any, cfg: Any, out: Any, *, share: Any, **_: Any) -> FitResult:
+        seen.append((batches(3), share(3, slice(1, 3)) if share else None))
+        return FitResult(0, None, None, 0.0, "done")
+
+    monkeypatch.setattr(training, "fit", no_fit)
+    data = ["--data", str(work / "videos"), "--out", str(work / "unfit")]
+    assert main(["pretrain", "debug", *data, *SMALL]) == 0
+    assert finetune(work, "unfit-too") == 0
+    for whole, share in seen:
+        for part in dataclasses.fields(whole):
+            expected, found = (getattr(batch, part.name) for batch in (whole.rows(slice(1, 3)), share))
+            assert torch.equal(found, expected) if isinstance(found, torch.Tensor) else found == expected
+    cfg = config.load_config("debug", PretrainConfig, stage="pretrain")
+    pretrain(cfg, (work / "videos",), work / "changed", change=lambda step, clip: clip)
+    assert [share is None for _, share in seen] == [False, False, True]  # a change needs the whole batch
 
 
 def refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:

@@ -2,9 +2,9 @@ import os
 import subprocess
 import sys
 
-import mujoco
 import pytest
 
+from lawm_policy.sim.engine import mujoco
 from lawm_policy.sim.rendering import CameraRig
 from lawm_policy.types import UserError
 

@@ -90,7 +90,7 @@ class Unit:
 def units() -> Iterator[Unit]:
     yield Unit("data", 25)
     starts = dict.fromkeys(arm.start for arm in ARMS if arm.start)
-    for start in [*starts, f"{BEST}+z-free"]:
+    for start in [*starts, f"{BEST}+z-free", "lawm+z-free"]:
         yield Unit(f"pretrain/{start}", 1 if start.endswith("untrained") else 40)
     for arm in (arm for arm in ARMS if not arm.settings_of):
         for trial in range(3):

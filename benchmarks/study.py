@@ -44,25 +44,28 @@ class Sizes:
     demos: int = 60  # a task, from which each seed draws n
     states: int = 18  # initial states a task in each cell
     pretrain: tuple[tuple[str, str], ...] = ()
+    pretrain_policy_source: tuple[tuple[str, str], ...] = ()  # for `lawm`, whose every clip is predicted
     supervised: tuple[tuple[str, str], ...] = ()
     finetune: tuple[tuple[str, str], ...] = ()
 
 
 FULL = Sizes(
-    tasks="place,drawer",
+    tasks="drawer,place_red_yellow,place_green_purple,place_blue_yellow",  # the last is in no video
     video_tasks="place_red_yellow,place_red_purple,place_green_yellow,place_green_purple,place_blue_purple,drawer",
     arm_videos=100,
     hand_videos=25,
     demos=45,
+    states=14,
     pretrain=(
         ("train.steps", "3000"),
-        ("train.batch_size", "32"),
-        ("train.eval_every", "500"),
-        ("train.save_every", "250"),
+        ("train.batch_size", "64"),
+        ("train.eval_every", "300"),
+        ("train.save_every", "150"),
         ("recipe.world_model.decode_steps", "3"),
     ),
-    supervised=(("train.steps", "4000"), ("train.batch_size", "64"), ("train.eval_every", "500")),
-    finetune=(("train.steps", "1500"), ("train.batch_size", "64"), ("train.eval_every", "250")),
+    pretrain_policy_source=(("train.batch_size", "24"),),  # as many minutes as the others'
+    supervised=(("train.steps", "3000"), ("train.batch_size", "64"), ("train.eval_every", "300")),
+    finetune=(("train.steps", "600"), ("train.batch_size", "64"), ("train.eval_every", "150")),
 )
 QUICK = Sizes(
     tasks="push_red,open_drawer",
@@ -177,6 +180,8 @@ class Study:
             return
         recipe, _, control = name.partition("+")
         overrides = self.sizes.pretrain
+        if recipe == "lawm":
+            overrides += self.sizes.pretrain_policy_source
         if control == "untrained":
             overrides = (*overrides, ("train.steps", "1"), ("train.lr", "1e-12"), ("train.warmup", "0"))
         cfg = load_config(recipe, PretrainConfig, overrides, stage="pretrain")

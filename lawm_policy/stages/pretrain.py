@@ -113,7 +113,8 @@ def validation_batches(data: tuple[Path, ...], cfg: PretrainConfig) -> list[Clip
 
 
 def validate(recipe: Recipe, clips: list[Clip]) -> dict[str, float]:
-    """Held-out losses, and whether z is used."""
+    """Held-out losses, and whether z is used. "loss", which decides `best`, is of the frames alone: what the
+    policy clones and what the bottleneck charges for is nothing at first, and grows with what z says."""
     import torch
 
     from lawm_policy.measures import z_use
@@ -125,7 +126,7 @@ def validate(recipe: Recipe, clips: list[Clip]) -> dict[str, float]:
     with torch.no_grad():
         losses = [recipe(clip) for clip in clips]
     metrics = {key: _mean([row[key] for row in losses]) for key in losses[0]}
-    metrics |= z_use(recipe, clips)
+    metrics |= z_use(recipe, clips) | {"loss": metrics["frames"]}
     recipe.train(was_training)
     return metrics
 

@@ -30,6 +30,7 @@ from lawm_policy.training_state import (
     Prefetch,
     count_frames,
     keep_batch,
+    keep_freed_memory,
     lr_fraction,
     make_optimizer,
     model_card,
@@ -147,6 +148,7 @@ def fit(
     metadata     goes into the checkpoint: kind, configuration, statistics, data.
     resume       go on from `out/checkpoints/last` if there is one.
     """
+    keep_freed_memory()
     loop = _Loop(model, cfg, Path(out), step_fn, param_groups, extra_state or {}, metadata or {}, card)
     return loop.run(batches, share, validate, on_validate, resume)
 

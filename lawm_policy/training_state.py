@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import math
@@ -11,7 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 
 from lawm_policy.types import UserError
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
 
 @dataclass(frozen=True)
 class ParamGroup:
@@ -33,6 +36,15 @@ class ParamGroup:
     params: Sequence[nn.Parameter]
     lr_multiplier: float = 1.0
     weight_decay: float | None = None  # None: the configuration's
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep the large blocks that each step frees, instead of giving them to the kernel and faulting
+    them in again page by page: a third of a training step on a CPU."""
+    with suppress(AttributeError, OSError):  # another C library manages without
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_MMAP_MAX, 0)
 
 
 def seed_everything(seed: int, step: int, rank: int) -> None:

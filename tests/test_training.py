@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -231,6 +233,27 @@ def test_a_non_finite_held_out_loss_stops(tmp_path: Path) -> None:
 
 
 # Parts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_memory_that_steps_free_is_kept_for_the_next() -> None:
+    count = """
+import resource, torch
+from lawm_policy.training_state import keep_freed_memory
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def steps():
+    start = faults()
+    for _ in range(20):
+        torch.zeros(2**22)
+    return faults() - start
+before = steps()
+keep_freed_memory()
+steps()
+print(before, steps())
+"""
+    done = subprocess.run([sys.executable, "-c", count], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert after < before / 20
 
 
 def test_slices_cover_the_batch() -> None:

@@ -38,9 +38,6 @@ one simulated state, two instructions; the z of each must predict its own future
 recipe that reads z off the future passes that by its nature; for `lawm` it is the test."""
 FUTURES_SEED = 110_000  # validation states, apart from those that tune learning rates
 
-BASE_TWIN = "inverse-kl+z-free"
-TWINS = {"lawm": "lawm+z-free"}  # its world model sees more clips a step, and so does its twin's
-
 
 @dataclass(frozen=True)
 class Args:
@@ -124,7 +121,7 @@ def main(args: Args) -> None:
     rows, targets = [], []
     for name in args.recipes.split(","):
         folder = study.pretraining(name)
-        recipe, twin = load_pretrained(folder), load_twin(study.pretraining(TWINS.get(name, BASE_TWIN)))
+        recipe, twin = load_pretrained(folder), load_twin(study.pretraining(f"{name}+z-free"))
         size = recipe.cfg.policy.size
         batches = 1 if args.quick else 8
         clips = held_out([stores["arm"], stores["hand"]], folder, batches)

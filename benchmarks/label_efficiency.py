@@ -33,6 +33,7 @@ TRIALS = {  # the same number for every arm
     "scratch": ((("train.lr", "5e-4"),), (("train.lr", "1e-3"),), (("train.lr", "2e-3"),)),
     "pretrained": ((("pretrained_lr", "1.0"),), (("pretrained_lr", "0.3"),), (("pretrained_lr", "0.1"),)),
 }
+RECIPES = ("lawm", "inverse-kl", "variational")
 BEST = "inverse-kl"  # the recipe that stands for pretraining at other n and in the controls
 
 ARMS = (
@@ -90,7 +91,7 @@ class Unit:
 def units() -> Iterator[Unit]:
     yield Unit("data", 25)
     starts = dict.fromkeys(arm.start for arm in ARMS if arm.start)
-    for start in [*starts, f"{BEST}+z-free", "lawm+z-free"]:
+    for start in [*starts, *(f"{recipe}+z-free" for recipe in RECIPES)]:
         yield Unit(f"pretrain/{start}", 1 if start.endswith("untrained") else 40)
     for arm in (arm for arm in ARMS if not arm.settings_of):
         for trial in range(3):
@@ -192,7 +193,7 @@ def _finite(interval: stats.Interval) -> tuple[float, float] | None:
 
 def _targets(rows: list[dict[str, Any]]) -> list[Target]:
     at10 = {row["arm"]: row for row in rows if row["n"] == 10 and row["seeds"]}
-    recipes = [at10[name] for name in ("lawm", "inverse-kl", "variational") if name in at10]
+    recipes = [at10[name] for name in RECIPES if name in at10]
     best = max(recipes, key=lambda row: row["mean"], default=None)
     scratch, supervised = at10.get("scratch"), at10.get("supervised")
     gain = best["minus_scratch"] if best else None

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from controls import CHANGES, MODULES
 
-from lawm_policy.config import load_config
+from lawm_policy.config import load_config, to_dict
 from lawm_policy.runs import versions, write_text
 from lawm_policy.stages.collect import CollectArgs
 from lawm_policy.stages.collect import run as collect
@@ -29,6 +29,7 @@ from lawm_policy.stages.pretrain import PretrainConfig, pretrain
 
 VIDEO_SEED, HAND_SEED, DEMO_SEED = 0, 20_000, 50_000  # first scenes; all below the validation states
 CORES = os.cpu_count() or 1  # data come first and alone; every other unit is one thread of Python
+Overrides = tuple[tuple[str, str], ...]
 TUNING_DRAW = 100  # a draw of demonstrations that the table never uses
 
 
@@ -43,10 +44,10 @@ class Sizes:
     play_videos: int = 60  # an embodiment
     demos: int = 60  # a task, from which each seed draws n
     states: int = 18  # initial states a task in each cell
-    pretrain: tuple[tuple[str, str], ...] = ()
-    pretrain_policy_source: tuple[tuple[str, str], ...] = ()  # for `lawm`, whose every clip is predicted
-    supervised: tuple[tuple[str, str], ...] = ()
-    finetune: tuple[tuple[str, str], ...] = ()
+    pretrain: Overrides = ()
+    recipes: tuple[tuple[str, Overrides], ...] = ()  # more for one recipe: as many minutes for each
+    supervised: Overrides = ()
+    finetune: Overrides = ()
 
 
 FULL = Sizes(
@@ -54,6 +55,7 @@ FULL = Sizes(
     video_tasks="place_red_yellow,place_red_purple,place_green_yellow,place_green_purple,place_blue_purple,drawer",
     arm_videos=100,
     hand_videos=25,
+    play_videos=15,
     demos=45,
     states=14,
     pretrain=(
@@ -63,7 +65,10 @@ FULL = Sizes(
         ("train.save_every", "150"),
         ("recipe.world_model.decode_steps", "3"),
     ),
-    pretrain_policy_source=(("train.batch_size", "24"),),  # as many minutes as the others'
+    recipes=(
+        ("inverse-kl", (("world.steps", "2000"),)),
+        ("lawm", (("train.batch_size", "24"),)),
+    ),
     supervised=(("train.steps", "3000"), ("train.batch_size", "64"), ("train.eval_every", "300")),
     finetune=(("train.steps", "600"), ("train.batch_size", "64"), ("train.eval_every", "150")),
 )
@@ -76,6 +81,7 @@ QUICK = Sizes(
     demos=8,
     states=2,
     pretrain=(("train.steps", "10"), ("train.batch_size", "8"), ("validation_clips", "16")),
+    recipes=(("inverse-kl", (("world.steps", "5"),)),),
     supervised=(("train.steps", "10"), ("train.batch_size", "8"), ("validation_batches", "1")),
     finetune=(("train.steps", "10"), ("train.batch_size", "8"), ("validation_batches", "1")),
 )
@@ -179,12 +185,14 @@ class Study:
             finetune(cfg, stores["pool"], out, resume=resume)
             return
         recipe, _, control = name.partition("+")
-        overrides = self.sizes.pretrain
-        if recipe == "lawm":
-            overrides += self.sizes.pretrain_policy_source
+        overrides = self.sizes.pretrain + dict(self.sizes.recipes).get(recipe, ())
         if control == "untrained":
             overrides = (*overrides, ("train.steps", "1"), ("train.lr", "1e-12"), ("train.warmup", "0"))
         cfg = load_config(recipe, PretrainConfig, overrides, stage="pretrain")
+        if control == "z-free" and cfg.world.steps:  # nothing to clone
+            cfg = replace(cfg, train=replace(cfg.train, **to_dict(cfg.world)))
+        if control in (*MODULES, "untrained"):
+            cfg = replace(cfg, world=replace(cfg.world, steps=0))
         data = (stores["hand"],) if control == "hand-only" else (stores["arm"], stores["hand"])
         pretrain(cfg, data, out, module=MODULES.get(control), change=CHANGES.get(control), resume=resume)
 
@@ -230,9 +238,6 @@ class Study:
             "fit_seconds": round(fitted.seconds, 1),
             "successes": successes(played),
         }
-
-
-Overrides = tuple[tuple[str, str], ...]
 
 
 def successes(played: Path) -> dict[str, str]:

@@ -21,11 +21,24 @@ if TYPE_CHECKING:
     from lawm_policy.types import Clip
 
 
+WORLD = "world"  # the folder, in a run, of what learnt before the policy
+
+
+@dataclass(frozen=True)
+class WorldFirst:
+    """z and the world model learn first, and rest while the policy, as `train` says, clones z."""
+
+    steps: int = 0  # 0: all of it learns together
+    batch_size: int = 16
+    lr: float = 5e-4
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     data: ClipConfig = field(default_factory=ClipConfig)  # cameras, size and length follow the policy's
     weights: tuple[float, ...] = ()  # how often each --data is drawn from; left out: by its number of clips
+    world: WorldFirst = field(default_factory=WorldFirst)
     train: TrainConfig = field(default_factory=TrainConfig)
     validation_clips: int = 256
 
@@ -56,6 +69,7 @@ def pretrain(
     training batch (a function of the step, so that a resumed run sees the same)."""
     import torch
 
+    from lawm_policy.checkpoint import load, load_exactly
     from lawm_policy.config import to_dict
     from lawm_policy.recipe import Recipe
     from lawm_policy.runs import check_out, open_run
@@ -63,33 +77,50 @@ def pretrain(
 
     check_out(out, resume=resume, force=force)
     cfg = replace(cfg, data=clip_config(cfg))
+    if cfg.world.steps and cfg.recipe.source != "inverse":
+        raise UserError(
+            f"expected world.steps=0 with source '{cfg.recipe.source}', found {cfg.world.steps}: "
+            "only a policy that clones latents can wait for them"
+        )
     torch.manual_seed(cfg.train.seed)
     recipe = (module or Recipe)(cfg.recipe)
     clips = ClipDataset(_weighted(data, cfg.weights), cfg.data, split="train")
     held_out = validation_batches(data, cfg)
-    open_run(
-        out, cfg, data=dict(clips.fingerprints), seeds={"train": cfg.train.seed}, resume=resume, force=force
-    )
+    facts = dict(clips.fingerprints)
+    open_run(out, cfg, data=facts, seeds={"train": cfg.train.seed}, resume=resume, force=force)
     say(
         f"source {cfg.recipe.source}, {_millions(recipe)} parameters, "
         f"{len(clips)} clips of {cfg.data.length} frames"
     )
 
-    def batch(step: int, rows: slice | None = None) -> Clip:
-        drawn = clips.batch(step, cfg.train.batch_size, cfg.train.seed, rows)
-        return drawn if change is None else change(step, drawn)
+    def train(settings: TrainConfig, out: Path) -> FitResult:
+        def batch(step: int, rows: slice | None = None) -> Clip:
+            drawn = clips.batch(step, settings.batch_size, settings.seed, rows)
+            return drawn if change is None else change(step, drawn)
 
-    return fit(
-        recipe,
-        batch,
-        cfg.train,
-        out,
-        share=batch if change is None else None,  # a change may mix the rows
-        validate=lambda: validate(recipe, held_out),
-        on_validate=lambda step: _film(recipe, held_out, out, step),
-        metadata={"kind": "pretrained", "config": to_dict(cfg), "data": dict(clips.fingerprints)},
-        resume=resume,
-    )
+        return fit(
+            recipe,
+            batch,
+            settings,
+            out,
+            share=batch if change is None else None,  # a change may mix the rows
+            validate=lambda: validate(recipe, held_out),
+            on_validate=lambda step: _film(recipe, held_out, out, step),
+            metadata={"kind": "pretrained", "config": to_dict(cfg), "data": facts},
+            resume=resume,
+        )
+
+    if not cfg.world.steps:
+        return train(cfg.train, out)
+    first = replace(cfg.train, **to_dict(cfg.world))
+    recipe.enter("world")
+    done = train(first, out / WORLD)
+    if done.stopped == "sigterm":
+        return done
+    best = load(out / WORLD, kind="pretrained", which="best" if done.best_step else "last")
+    load_exactly(recipe, best.tensors("model"), best.folder)
+    recipe.enter("clone")
+    return train(cfg.train, out)
 
 
 def clip_config(cfg: PretrainConfig) -> ClipConfig:
@@ -113,8 +144,8 @@ def validation_batches(data: tuple[Path, ...], cfg: PretrainConfig) -> list[Clip
 
 
 def validate(recipe: Recipe, clips: list[Clip]) -> dict[str, float]:
-    """Held-out losses, and whether z is used. "loss", which decides `best`, is of the frames alone: what the
-    policy clones and what the bottleneck charges for is nothing at first, and grows with what z says."""
+    """Held-out losses, and whether z is used. "loss", which decides `best`, is of the frames alone where z is
+    learnt: cloning it and its bottleneck cost nothing at first, and more the more it says."""
     import torch
 
     from lawm_policy.measures import z_use
@@ -126,7 +157,7 @@ def validate(recipe: Recipe, clips: list[Clip]) -> dict[str, float]:
     with torch.no_grad():
         losses = [recipe(clip) for clip in clips]
     metrics = {key: _mean([row[key] for row in losses]) for key in losses[0]}
-    metrics |= z_use(recipe, clips) | {"loss": metrics["frames"]}
+    metrics |= z_use(recipe, clips) | {"loss": metrics.get("frames", metrics["loss"])}
     recipe.train(was_training)
     return metrics
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,36 @@ def test_pretraining_leaves_a_run_that_says_what_made_it(work: Path) -> None:
     assert {"loss", "frames", "clone", "moving_mse", "shuffled_cost", "mean_cost"} <= validated[-1].keys()
     assert all(row["loss"] == row["frames"] for row in validated)  # cloning costs most when z says most
     assert list((run / "strips").glob("*.png"))
+
+
+def test_the_world_may_be_learnt_first_and_rests_while_the_policy_clones(work: Path) -> None:
+    arguments = [
+        "pretrain",
+        "debug",
+        "--data",
+        str(work / "videos"),
+        *SMALL,
+        "world.steps=4",
+        "world.lr=0.01",
+    ]
+    assert main([*arguments, "--out", str(work / "phases")]) == 0
+    first, last = (checkpoint.load(run).tensors("model") for run in (work / "phases/world", work / "phases"))
+    for name, tensor in last.items():
+        assert torch.equal(tensor, first[name]) != name.startswith("encoder.policy."), name
+    rows = [json.loads(row) for row in (work / "phases/metrics.jsonl").read_text().splitlines()]
+    validated = [row for row in rows if row["split"] == "val"]
+    assert all(row["loss"] == pytest.approx(row["clone"] + row["choice"]) for row in validated)
+    shutil.rmtree(work / "phases/checkpoints")  # as if it had been stopped between the two
+    (work / "phases/metrics.jsonl").unlink()
+    assert main([*arguments, "--out", str(work / "phases"), "--resume"]) == 0
+    again = checkpoint.load(work / "phases").tensors("model")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in last.items())
+
+
+def test_only_a_policy_that_clones_can_wait(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["pretrain", "lawm", "--data", str(work / "videos"), "--out", str(work / "x"), "--set"]
+    assert "expected world.steps=0 with source 'policy'" in refused(capsys, [*run, "world.steps=4"])
+    assert not (work / "x").exists()
 
 
 def test_the_pretrained_parts_speak_the_protocol(work: Path) -> None:

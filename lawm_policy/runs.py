@@ -31,6 +31,7 @@ PACKAGES = (
     "transformers",
 )
 CONFIG, VERSIONS = "config.yaml", "versions.json"
+WORLD = "world"  # in a pretraining run, the run of what learnt before the policy
 
 
 def check_out(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
     from lawm_policy.recipe import Recipe
     from lawm_policy.types import Clip
-
-
-WORLD = "world"  # the folder, in a run, of what learnt before the policy
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def pretrain(
     from lawm_policy.checkpoint import load, load_exactly
     from lawm_policy.config import to_dict
     from lawm_policy.recipe import Recipe
-    from lawm_policy.runs import check_out, open_run
+    from lawm_policy.runs import WORLD, check_out, open_run
     from lawm_policy.training import fit
 
     check_out(out, resume=resume, force=force)
@@ -105,7 +103,7 @@ def pretrain(
             out,
             share=batch if change is None else None,  # a change may mix the rows
             validate=lambda: validate(recipe, held_out),
-            on_validate=lambda step: _film(recipe, held_out, out, step),
+            on_validate=None if recipe.phase == "clone" else partial(_film, recipe, held_out, out),
             metadata={"kind": "pretrained", "config": to_dict(cfg), "data": facts},
             resume=resume,
         )

@@ -16,6 +16,7 @@ from made_stores import made_store
 import lawm_policy as lp
 from lawm_policy import checkpoint, config, training
 from lawm_policy.cli import main
+from lawm_policy.stages import report_sources
 from lawm_policy.stages.pretrain import PretrainConfig, pretrain
 from lawm_policy.training import FitResult
 
@@ -70,6 +71,11 @@ def test_the_world_may_be_learnt_first_and_rests_while_the_policy_clones(work: P
     rows = [json.loads(row) for row in (work / "phases/metrics.jsonl").read_text().splitlines()]
     validated = [row for row in rows if row["split"] == "val"]
     assert all(row["loss"] == pytest.approx(row["clone"] + row["choice"]) for row in validated)
+    runs = report_sources.read([f"videos={work / 'phases'}"]).runs
+    assert [(run.name, bool(run.strips)) for run in runs] == [
+        ("videos, z and world model", True),
+        ("videos", False),
+    ]
     shutil.rmtree(work / "phases/checkpoints")  # as if it had been stopped between the two
     (work / "phases/metrics.jsonl").unlink()
     assert main([*arguments, "--out", str(work / "phases"), "--resume"]) == 0

@@ -36,7 +36,7 @@ def main(args: Args) -> int:
         "benchmarks/README.md": [targets(results, "results")],
         "README.md": [
             label_efficiency(study),
-            targets(measured(results), "benchmarks/results"),
+            summary(measured(results), "benchmarks/results"),
             tally(results),
         ],
     }
@@ -83,6 +83,19 @@ def targets(results: dict[str, dict[str, Any]], folder: str) -> str:
         for t in result["targets"]
     ]
     return table(("benchmark", "target", "goal", "found (95% interval)", ""), lines)
+
+
+def summary(results: dict[str, dict[str, Any]], folder: str) -> str:
+    """One line a benchmark: what it asks, its first target, how many were met."""
+    lines = []
+    for name, result in results.items():
+        if asked := result["targets"]:
+            first, met = asked[0], sum(t["met"] for t in asked)
+            told = f"{first['name']}: {found(first)}, goal {first['goal']}"
+            lines.append(
+                line(f"[{name}]({folder}/{name}/page.md)", result["question"], told, f"{met} of {len(asked)}")
+            )
+    return table(("benchmark", "question", "first of its targets (95% interval)", "met"), lines)
 
 
 def label_efficiency(results: dict[str, dict[str, Any]]) -> str:

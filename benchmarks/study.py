@@ -121,7 +121,9 @@ class Study:
     def finish(self, unit: str, started: float, found: dict[str, Any]) -> None:
         path = self.result_path(unit)
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"unit": unit, "seconds": round(time.time() - started, 1), "versions": versions(), **found}
+        command = f"python benchmarks/label_efficiency.py --resume --only {unit}"
+        made_by = versions() | {"command": command}
+        record = {"unit": unit, "seconds": round(time.time() - started, 1), "versions": made_by, **found}
         write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
     # Data.

@@ -66,7 +66,7 @@ FULL = Sizes(
         ("recipe.world_model.decode_steps", "3"),
     ),
     recipes=(
-        ("inverse-kl", (("world.steps", "2000"),)),
+        ("inverse-kl", (("world.steps", "2000"), ("train.steps", "1800"))),  # later the policy overfits
         ("lawm", (("train.batch_size", "24"),)),
     ),
     supervised=(("train.steps", "3000"), ("train.batch_size", "64"), ("train.eval_every", "300")),

@@ -26,6 +26,7 @@ from lawm_policy.stages.finetune import FinetuneConfig, finetune
 from lawm_policy.stages.importing import ImportArgs
 from lawm_policy.stages.importing import run as import_videos
 from lawm_policy.stages.pretrain import PretrainConfig, pretrain
+from lawm_policy.training import FitResult
 
 VIDEO_SEED, HAND_SEED, DEMO_SEED = 0, 20_000, 50_000  # first scenes; all below the validation states
 CORES = os.cpu_count() or 1  # data come first and alone; every other unit is one thread of Python
@@ -184,7 +185,7 @@ class Study:
         resume = out.exists()
         if name == "supervised":
             cfg = load_config("default", FinetuneConfig, self.sizes.supervised, stage="finetune")
-            finetune(cfg, stores["pool"], out, resume=resume)
+            to_its_end(finetune(cfg, stores["pool"], out, resume=resume))
             return
         recipe, _, control = name.partition("+")
         overrides = self.sizes.pretrain + dict(self.sizes.recipes).get(recipe, ())
@@ -196,7 +197,8 @@ class Study:
         if control in (*MODULES, "untrained"):
             cfg = replace(cfg, world=replace(cfg.world, steps=0))
         data = (stores["hand"],) if control == "hand-only" else (stores["arm"], stores["hand"])
-        pretrain(cfg, data, out, module=MODULES.get(control), change=CHANGES.get(control), resume=resume)
+        module, change = MODULES.get(control), CHANGES.get(control)
+        to_its_end(pretrain(cfg, data, out, module=module, change=change, resume=resume))
 
     # Cells.
 
@@ -212,16 +214,18 @@ class Study:
         if arm.longer > 1:
             cfg = replace(cfg, train=replace(cfg.train, steps=round(arm.longer * cfg.train.steps)))
         start = self.pretraining(arm.start) if arm.start else None
-        fitted = finetune(
-            cfg,
-            stores["demos"],
-            run,
-            init=start,
-            demos=n,
-            draw=draw,
-            train=arm.train,
-            fresh=arm.fresh,
-            resume=run.exists(),
+        fitted = to_its_end(
+            finetune(
+                cfg,
+                stores["demos"],
+                run,
+                init=start,
+                demos=n,
+                draw=draw,
+                train=arm.train,
+                fresh=arm.fresh,
+                resume=run.exists(),
+            )
         )
         grid = EvaluateArgs(
             str(run), played, tasks=self.sizes.tasks, episodes=self.sizes.states, split=split, workers=1
@@ -240,6 +244,13 @@ class Study:
             "fit_seconds": round(fitted.seconds, 1),
             "successes": successes(played),
         }
+
+
+def to_its_end(result: FitResult) -> FitResult:
+    """A training that was told to stop is resumed another time, and is no result."""
+    if result.stopped == "sigterm":
+        raise SystemExit(143)
+    return result
 
 
 def successes(played: Path) -> dict[str, str]:

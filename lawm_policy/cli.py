@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         place = f" for {error.filename}" if error.filename else ""
         return _fail(where, f"expected room on the disk{place}, found none: free some and run again")
-    except Exception:
+    except Exception:  # a mistake of ours: told whole, and not with a user's status 2
         traceback.print_exc()
         return 1
 

@@ -235,6 +235,13 @@ def test_a_non_finite_held_out_loss_stops(tmp_path: Path) -> None:
 # Parts -----------------------------------------------------------------------------------------
 
 
+def test_fit_has_freed_memory_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("lawm_policy.training.keep_freed_memory", lambda: asked.append(True))
+    train(tmp_path / "run")
+    assert asked
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_memory_that_steps_free_is_kept_for_the_next() -> None:
     count = """

@@ -155,12 +155,17 @@ def demo_config(cfg: FinetuneConfig) -> DemoConfig:
 
 
 def _load(init: Path) -> Checkpoint:
-    from lawm_policy import checkpoint
+    from lawm_policy.policies.loading import load_run
 
-    found = checkpoint.load(init)
+    found = load_run(init)
     if found.kind not in ("pretrained", "finetuned"):
         raise UserError(
             f"expected a pretrained or finetuned run, found '{found.kind}' at {init}: give another --init"
+        )
+    if found.meta.get("phase") == "world":
+        raise UserError(
+            f"expected a run whose policy has learnt, found the world model's at {init}: "
+            "give the run that it lies in"
         )
     return found
 

@@ -67,8 +67,9 @@ def pretrain(
     training batch (a function of the step, so that a resumed run sees the same)."""
     import torch
 
-    from lawm_policy.checkpoint import load, load_exactly
+    from lawm_policy.checkpoint import load_exactly
     from lawm_policy.config import to_dict
+    from lawm_policy.policies.loading import load_run
     from lawm_policy.recipe import Recipe
     from lawm_policy.runs import WORLD, check_out, open_run
     from lawm_policy.training import fit
@@ -80,6 +81,7 @@ def pretrain(
             f"expected world.steps=0 with source '{cfg.recipe.source}', found {cfg.world.steps}: "
             "only a policy that clones latents can wait for them"
         )
+    first = replace(cfg.train, **to_dict(cfg.world)) if cfg.world.steps else None
     torch.manual_seed(cfg.train.seed)
     recipe = (module or Recipe)(cfg.recipe)
     clips = ClipDataset(_weighted(data, cfg.weights), cfg.data, split="train")
@@ -104,18 +106,17 @@ def pretrain(
             share=batch if change is None else None,  # a change may mix the rows
             validate=lambda: validate(recipe, held_out),
             on_validate=None if recipe.phase == "clone" else partial(_film, recipe, held_out, out),
-            metadata={"kind": "pretrained", "config": to_dict(cfg), "data": facts},
+            metadata={"kind": "pretrained", "config": to_dict(cfg), "data": facts, "phase": recipe.phase},
             resume=resume,
         )
 
-    if not cfg.world.steps:
+    if first is None:
         return train(cfg.train, out)
-    first = replace(cfg.train, **to_dict(cfg.world))
     recipe.enter("world")
     done = train(first, out / WORLD)
     if done.stopped == "sigterm":
         return done
-    best = load(out / WORLD, kind="pretrained", which="best" if done.best_step else "last")
+    best = load_run(out / WORLD)
     load_exactly(recipe, best.tensors("model"), best.folder)
     recipe.enter("clone")
     return train(cfg.train, out)

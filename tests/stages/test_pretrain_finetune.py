@@ -54,7 +54,9 @@ def test_pretraining_leaves_a_run_that_says_what_made_it(work: Path) -> None:
     assert list((run / "strips").glob("*.png"))
 
 
-def test_the_world_may_be_learnt_first_and_rests_while_the_policy_clones(work: Path) -> None:
+def test_the_world_may_be_learnt_first_and_rests_while_the_policy_clones(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [
         "pretrain",
         "debug",
@@ -76,6 +78,8 @@ def test_the_world_may_be_learnt_first_and_rests_while_the_policy_clones(work: P
         ("videos, z and world model", True),
         ("videos", False),
     ]
+    start = ["finetune", "debug", "--data", str(work / "demos"), "--init", str(work / "phases/world")]
+    assert "a run whose policy has learnt" in refused(capsys, [*start, "--out", str(work / "x")])
     shutil.rmtree(work / "phases/checkpoints")  # as if it had been stopped between the two
     (work / "phases/metrics.jsonl").unlink()
     assert main([*arguments, "--out", str(work / "phases"), "--resume"]) == 0
@@ -83,9 +87,23 @@ def test_the_world_may_be_learnt_first_and_rests_while_the_policy_clones(work: P
     assert all(torch.equal(tensor, again[name]) for name, tensor in last.items())
 
 
+def test_fine_tuning_starts_from_the_checkpoint_that_was_best(work: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(work / "pretrained", tmp_path / "run", symlinks=True)
+    (run / "checkpoints/best").unlink(missing_ok=True)
+    (run / "checkpoints/best").symlink_to("step-00000003")  # the last is of step 6
+    assert finetune(work, "from-best", "--init", str(run), "--train", "controller") == 0
+    came = checkpoint.load(work / "from-best").tensors("model")
+    best, last = (checkpoint.load(run, which=w).tensors("model") for w in ("best", "last"))
+    frozen = [name for name in came if name.startswith("policy.trunk.") and f"encoder.{name}" in best]
+    assert frozen and all(torch.equal(came[name], best[f"encoder.{name}"]) for name in frozen)
+    assert not all(torch.equal(best[f"encoder.{name}"], last[f"encoder.{name}"]) for name in frozen)
+
+
 def test_only_a_policy_that_clones_can_wait(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = ["pretrain", "lawm", "--data", str(work / "videos"), "--out", str(work / "x"), "--set"]
     assert "expected world.steps=0 with source 'policy'" in refused(capsys, [*run, "world.steps=4"])
+    run[1] = "debug"
+    assert "expected steps >= 1, found -4" in refused(capsys, [*run, "world.steps=-4"])
     assert not (work / "x").exists()
 
 
@@ -111,7 +129,7 @@ def test_finetuning_says_what_came_from_pretraining(work: Path, capsys: pytest.C
 def test_what_came_from_pretraining_is_what_it_trained(work: Path) -> None:
     """With everything but the controller frozen, those tensors are pretraining's, bit for bit."""
     assert finetune(work, "controlled", "--init", str(work / "pretrained"), "--train", "controller") == 0
-    before = checkpoint.load(work / "pretrained", which="last").tensors("model")
+    before = checkpoint.load(work / "pretrained", which="best").tensors("model")
     after = checkpoint.load(work / "controlled", which="last").tensors("model")
     shared = [name for name in after if name.startswith("policy.")]
     assert shared and all(torch.equal(after[name], before[f"encoder.{name}"]) for name in shared)

@@ -313,7 +313,8 @@ def test_a_run_folder_records_what_made_it(tmp_path: Path) -> None:
         and record["hardware"]["cores"] >= 1
         and record["command"].startswith("lawm")
     )
-    runs.open_run(out, TrainConfig(), data={"store": "abc"}, resume=True)
+    for place in ("store", "/elsewhere/store"):  # data may have moved
+        runs.open_run(out, TrainConfig(), data={place: "abc"}, resume=True)
     for config, data, said in (
         (TrainConfig(lr=1.0), "abc", "found another lr"),
         (TrainConfig(), "abd", "found other data"),

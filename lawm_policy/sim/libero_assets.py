@@ -17,8 +17,10 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -152,6 +154,12 @@ def prepare() -> Path:
     assets = check_ready()
     backend = choose_backend()
     os.environ["LIBERO_CONFIG_PATH"] = str(_config_folder(assets))
+    for name in (
+        "bddl",
+        "libero",
+        "robosuite",
+    ):  # escapes that Python 3.12 and later remark on, once compiled
+        warnings.filterwarnings("ignore", category=SyntaxWarning, module=re.escape(str(_package(name))))
     if "robosuite" not in sys.modules:
         _quieten_robosuite(backend)
     import libero.libero

@@ -10,7 +10,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,6 +92,10 @@ class Suite:
     cameras: tuple[str, ...]
     simulators: tuple[str, ...]  # packages whose version changes the physics
     settle_steps: int = 0
+    # the robot that a policy without a card is taken to command
+    robot: Mapping[str, str] = field(default_factory=lambda: {"embodiment": "arm6", "command": "joint"})
+    rules: Mapping[str, Any] = field(default_factory=dict)  # more of the protocol
+    stored_states: int | None = None  # initial states come from a list this long, not from seeds
 
 
 def tabletop() -> Suite:
@@ -109,16 +113,49 @@ def tabletop() -> Suite:
     )
 
 
-SUITES: dict[str, Callable[[], Suite]] = {"tabletop": tabletop}
+def _libero(name: str) -> Suite:
+    from lawm_policy.sim.libero_protocol import libero_suite
+
+    return libero_suite(name)
+
+
+# Each is given the whole name, which may carry more after an @.
+SUITES: dict[str, Callable[[str], Suite]] = {
+    "tabletop": lambda _: tabletop(),
+    "libero_spatial": _libero,
+    "libero_object": _libero,
+    "libero_goal": _libero,
+    "libero_10": _libero,
+    "libero_90": _libero,
+}
 
 
 def suite_named(name: str) -> Suite:
-    """A suite of ours by name, or anyone's by "module:function"."""
+    """A suite of ours by name, or anyone's by "module:function"; "libero_goal@openvla" plays it their way."""
     if ":" in name:
         return load_function(name)()
-    if name not in SUITES:
-        raise UserError(f"expected a suite, found {name!r}: {nearest(name, list(SUITES))}")
-    return SUITES[name]()
+    family, way, _ = name.partition("@")
+    if family not in SUITES or (way and SUITES[family] is not _libero):
+        raise UserError(f"expected a suite, found {name!r}: {nearest(family, list(SUITES))}")
+    return SUITES[family](name)
+
+
+def first_state(suite: Suite, split: str, episodes: int, seed_base: int | None) -> int:
+    """The first initial state of a split."""
+    if suite.stored_states is None:
+        return SPLITS[split] if seed_base is None else seed_base
+    if seed_base is None and split != "test":
+        raise UserError(
+            f"expected --split test in suite {suite.name}, found {split}: its {suite.stored_states} stored "
+            "states are what everybody tests on"
+        )
+    first = seed_base or 0
+    if first < 0 or first + episodes > suite.stored_states:
+        raise UserError(
+            f"expected initial states in 0..{suite.stored_states - 1} in suite {suite.name}, found "
+            f"{first}..{first + episodes - 1}: ask for fewer --episodes"
+        )
+    return first
 
 
 def describe(suite: Suite, actor: Actor, card: Mapping[str, Any], execute: int, distractors: int) -> dict:
@@ -135,6 +172,7 @@ def describe(suite: Suite, actor: Actor, card: Mapping[str, Any], execute: int, 
         "control": {key: card.get(key) for key in ("embodiment", "command", "rate")},
         "visuals": {"distractors": distractors},
         "versions": {name: version(name) for name in suite.simulators},
+        **suite.rules,
     }
 
 

@@ -7,6 +7,7 @@ import ctypes.util
 import os
 import sys
 import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,7 +40,15 @@ def choose_backend() -> str:
 class CameraRig:
     """Renders named cameras of one model at one size, in the process that made it (it owns a GL context)."""
 
-    def __init__(self, model: mujoco.MjModel, size: int, effects: bool = False):
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        size: int,
+        effects: bool = False,
+        off: Sequence[mujoco.mjtRndFlag] = (),
+        option: mujoco.MjvOption | None = None,
+    ):
+        """`off` turns single effects off, `option` says which geoms are drawn."""
         import mujoco
 
         if os.environ.get("MUJOCO_GL") == NO_BACKEND:
@@ -54,17 +63,22 @@ class CameraRig:
             atexit.register(_close_all)
         _OPEN.add(self)
         if not effects:
-            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-                self._renderer.scene.flags[flag] = 0
+            off = (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION)
+        for flag in off:
+            self._renderer.scene.flags[flag] = 0
+        self._option = option
 
     def render(self, data: mujoco.MjData, camera: str) -> np.ndarray:
         """(H, W, 3) uint8."""
-        self._renderer.update_scene(data, camera=camera)
+        self._renderer.update_scene(data, camera=camera, scene_option=self._option)
         return self._renderer.render()
 
     def close(self) -> None:
         if self in _OPEN:
             _OPEN.discard(self)
+            # MuJoCo frees its objects by number, in whatever context is current: it must not be another rig's.
+            if context := self._renderer._gl_context:
+                context.make_current()
             self._renderer.close()
 
 

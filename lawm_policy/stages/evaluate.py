@@ -27,7 +27,6 @@ from lawm_policy.runs import versions, write_text
 from lawm_policy.sim import protocol
 from lawm_policy.sim.protocol import (
     EPISODES,
-    SPLITS,
     SUMMARY,
     VIDEO,
     Actor,
@@ -90,7 +89,7 @@ def run(args: EvaluateArgs) -> int:
     _check(args)
     suite = suite_named(args.suite)
     tasks = list(suite.choose(args.tasks))
-    first = SPLITS[args.split] if args.seed_base is None else args.seed_base
+    first = protocol.first_state(suite, args.split, args.episodes, args.seed_base)
     cells = protocol.grid(tasks, args.episodes, first, args.seed)
     actor: Actor = load_function(args.policy_factory)(args.run)
     execute = args.execute or actor.execute
@@ -282,10 +281,10 @@ def _check(args: EvaluateArgs) -> None:
 
 
 def _make(suite: Suite, actor: Actor, distractors: int = 0) -> Any:
-    robot = actor.robot or {}
+    robot = {**suite.robot, **(actor.robot or {})}
     return suite.make(
-        embodiment=robot.get("embodiment", "arm6"),
-        command=robot.get("command", "joint"),
+        embodiment=robot["embodiment"],
+        command=robot["command"],
         size=actor.size,
         cameras=tuple(actor.cameras),
         distractors=distractors,

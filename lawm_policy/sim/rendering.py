@@ -76,7 +76,7 @@ class CameraRig:
     def close(self) -> None:
         if self in _OPEN:
             _OPEN.discard(self)
-            # MuJoCo frees its objects by number, in whatever context is current: it must not be another rig's.
+            # MuJoCo frees its objects by number in whatever context is current: not in another rig's.
             if context := self._renderer._gl_context:
                 context.make_current()
             self._renderer.close()

@@ -1,5 +1,6 @@
 # Every target does the set-up it needs; a second run of `make setup` does nothing.
 #   make setup        .venv from requirements.lock; TORCH=cuda, EXTRAS="libero ray rerun" for more than the default
+#   make libero       LIBERO too: its simulation beside our torch, and its assets (or what is left to do about them)
 #   make quickstart   the whole story at toy size; ends in a report
 #   make check        lint, types, quick tests: under three minutes
 #   make test         lint, types, every test but the long campaigns
@@ -9,7 +10,7 @@
 
 empty :=
 LOCKED := $(shell cat requirements.lock pyproject.toml tools/setup.sh | cksum | tr -d ' ')
-STAMP := .venv/stamp-$(LOCKED)-$(subst $(empty) ,_,$(strip $(TORCH) $(EXTRAS)))
+STAMP = .venv/stamp-$(LOCKED)-$(subst $(empty) ,_,$(strip $(TORCH) $(1)))
 BIN := .venv/bin
 UV := uv==0.13.8
 CODE := lawm_policy tests benchmarks
@@ -17,13 +18,18 @@ CODE := lawm_policy tests benchmarks
 export TORCH EXTRAS PYTHON
 # One thread a test worker: two workers that each start a thread a core only wait for each other.
 check test: export OMP_NUM_THREADS = 1
-.PHONY: setup quickstart lint check test acceptance benchmarks lock clean browser
+.PHONY: setup libero quickstart lint check test acceptance benchmarks lock clean browser
 
-setup: $(STAMP)
+setup: $(call STAMP,$(EXTRAS))
 
-$(STAMP):
+# Whoever has extras has the default too.
+$(call STAMP,$(EXTRAS)):
 	@tools/setup.sh
-	@find .venv -maxdepth 1 -name 'stamp-*' ! -name 'stamp-$(LOCKED)-*' -delete && touch $@
+	@find .venv -maxdepth 1 -name 'stamp-*' ! -name 'stamp-$(LOCKED)-*' -delete && touch $@ $(call STAMP)
+
+libero:
+	@$(MAKE) --silent setup EXTRAS="$(sort libero $(EXTRAS))"
+	@$(BIN)/python -m lawm_policy.sim.libero_assets
 
 quickstart: setup
 	@$(BIN)/lawm quickstart

@@ -14,18 +14,19 @@ from lawm_policy.types import Clip
 
 
 class Nothing(nn.Module):
-    """An encoder that says nothing: z is always zero."""
+    """An encoder that says nothing: z is always zero, of as many clips as `inner` would say it for."""
 
-    def __init__(self, inner: nn.Module, latent: int):
+    def __init__(self, inner: nn.Module, cfg: RecipeConfig):
         super().__init__()
-        self.policy, self.latent = inner.policy, latent
+        self.policy, self.latent, self.share = inner.policy, cfg.policy.latent, cfg.world_share
 
     def infer(self, clip: Clip) -> tuple[Tensor, Losses]:
         b, t = clip.frames_BTVCHW.shape[:2]
         return torch.zeros(b, t - 1, self.latent, device=clip.frames_BTVCHW.device), {}
 
     def forward(self, clip: Clip) -> tuple[Tensor, Losses]:
-        return self.infer(clip)
+        z_BTZ, losses = self.infer(clip)
+        return z_BTZ[: max(1, round(self.share * len(z_BTZ)))] if self.training else z_BTZ, losses
 
 
 class ZFree(Recipe):
@@ -33,7 +34,7 @@ class ZFree(Recipe):
 
     def __init__(self, cfg: RecipeConfig):
         super().__init__(cfg)
-        self.encoder = Nothing(self.encoder, cfg.policy.latent)  # type: ignore[assignment]
+        self.encoder = Nothing(self.encoder, cfg)  # type: ignore[assignment]
         self.encoder.policy.requires_grad_(False)
 
 

@@ -24,7 +24,7 @@ from lawm_policy.config import from_dict
 from lawm_policy.data.clips import ClipDataset
 from lawm_policy.layers import to_unit
 from lawm_policy.measures import paired_futures, psnr, z_use
-from lawm_policy.policies.loading import load_pretrained
+from lawm_policy.policies.loading import load_pretrained, load_run
 from lawm_policy.recipe import Recipe, RecipeConfig
 from lawm_policy.sim.futures import paired_clips
 from lawm_policy.sim.tabletop_env import TabletopEnv
@@ -54,7 +54,7 @@ class Args:
 
 
 def load_twin(folder: Path) -> Recipe:
-    saved = checkpoint.load(folder, kind="pretrained")
+    saved = load_run(folder, "pretrained")
     twin = MODULES["z-free"](from_dict(RecipeConfig, saved.meta["config"]["recipe"]))
     checkpoint.load_exactly(twin, saved.tensors("model"), folder)
     return twin.eval()
@@ -121,7 +121,7 @@ def main(args: Args) -> None:
     rows, targets = [], []
     for name in args.recipes.split(","):
         folder = study.pretraining(name)
-        recipe, twin = load_pretrained(folder), load_twin(study.pretraining("inverse-kl+z-free"))
+        recipe, twin = load_pretrained(folder), load_twin(study.pretraining(f"{name}+z-free"))
         size = recipe.cfg.policy.size
         batches = 1 if args.quick else 8
         clips = held_out([stores["arm"], stores["hand"]], folder, batches)

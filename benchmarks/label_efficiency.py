@@ -33,6 +33,7 @@ TRIALS = {  # the same number for every arm
     "scratch": ((("train.lr", "5e-4"),), (("train.lr", "1e-3"),), (("train.lr", "2e-3"),)),
     "pretrained": ((("pretrained_lr", "1.0"),), (("pretrained_lr", "0.3"),), (("pretrained_lr", "0.1"),)),
 }
+RECIPES = ("lawm", "inverse-kl", "variational")
 BEST = "inverse-kl"  # the recipe that stands for pretraining at other n and in the controls
 
 ARMS = (
@@ -48,7 +49,7 @@ ARMS = (
     Arm("auto-encoding", "the trunk reproduces what it sees", f"{BEST}+auto-encoding", BEST),
     Arm("hand-only", "videos of the hand alone", f"{BEST}+hand-only", BEST),
     Arm("random-frozen", "an untrained latent path, frozen", f"{BEST}+untrained", BEST, train="controller"),
-    Arm("scratch-longer", "scratch, with pretraining's compute too", settings_of="scratch", longer=4.0),
+    Arm("scratch-longer", "scratch, with pretraining's compute too", settings_of="scratch", longer=10.0),
     Arm("frozen", "the latent path frozen, the controller trained", BEST, BEST, train="controller"),
     Arm("trunk-only", "only the trunk from pretraining", BEST, BEST, fresh=("policy.blocks", "policy.head")),
     Arm("path-only", "all but the trunk from pretraining", BEST, BEST, fresh=("policy.trunk",)),
@@ -90,7 +91,7 @@ class Unit:
 def units() -> Iterator[Unit]:
     yield Unit("data", 25)
     starts = dict.fromkeys(arm.start for arm in ARMS if arm.start)
-    for start in [*starts, f"{BEST}+z-free"]:
+    for start in [*starts, *(f"{recipe}+z-free" for recipe in RECIPES)]:
         yield Unit(f"pretrain/{start}", 1 if start.endswith("untrained") else 40)
     for arm in (arm for arm in ARMS if not arm.settings_of):
         for trial in range(3):
@@ -192,7 +193,7 @@ def _finite(interval: stats.Interval) -> tuple[float, float] | None:
 
 def _targets(rows: list[dict[str, Any]]) -> list[Target]:
     at10 = {row["arm"]: row for row in rows if row["n"] == 10 and row["seeds"]}
-    recipes = [at10[name] for name in ("lawm", "inverse-kl", "variational") if name in at10]
+    recipes = [at10[name] for name in RECIPES if name in at10]
     best = max(recipes, key=lambda row: row["mean"], default=None)
     scratch, supervised = at10.get("scratch"), at10.get("supervised")
     gain = best["minus_scratch"] if best else None

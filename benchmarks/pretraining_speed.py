@@ -70,7 +70,8 @@ def measure(cell: Cell, steps: int) -> dict[str, Any]:
     """Median over single steps of the real loop, the first ones left out (they load kernels)."""
     cfg = load_config(cell.recipe, PretrainConfig, stage="pretrain").recipe
     world = replace(cfg.world_model, decode_steps=cell.decode_steps, deter=cell.deter, channels=cell.channels)
-    cfg = replace(cfg, policy=replace(cfg.policy, size=cell.size), world_model=world)
+    policy = replace(cfg.policy, size=cell.size)
+    cfg = replace(cfg, policy=policy, world_model=world, world_share=1.0)  # every frame does all of the work
     recipe = Recipe(cfg)
     batch = clips(cell, cfg.policy.chunk)
     ends: list[float] = []

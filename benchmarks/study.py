@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from controls import CHANGES, MODULES
 
-from lawm_policy.config import load_config
+from lawm_policy.config import load_config, to_dict
 from lawm_policy.runs import versions, write_text
 from lawm_policy.stages.collect import CollectArgs
 from lawm_policy.stages.collect import run as collect
@@ -26,9 +26,11 @@ from lawm_policy.stages.finetune import FinetuneConfig, finetune
 from lawm_policy.stages.importing import ImportArgs
 from lawm_policy.stages.importing import run as import_videos
 from lawm_policy.stages.pretrain import PretrainConfig, pretrain
+from lawm_policy.training import FitResult
 
 VIDEO_SEED, HAND_SEED, DEMO_SEED = 0, 20_000, 50_000  # first scenes; all below the validation states
 CORES = os.cpu_count() or 1  # data come first and alone; every other unit is one thread of Python
+Overrides = tuple[tuple[str, str], ...]
 TUNING_DRAW = 100  # a draw of demonstrations that the table never uses
 
 
@@ -43,26 +45,33 @@ class Sizes:
     play_videos: int = 60  # an embodiment
     demos: int = 60  # a task, from which each seed draws n
     states: int = 18  # initial states a task in each cell
-    pretrain: tuple[tuple[str, str], ...] = ()
-    supervised: tuple[tuple[str, str], ...] = ()
-    finetune: tuple[tuple[str, str], ...] = ()
+    pretrain: Overrides = ()
+    recipes: tuple[tuple[str, Overrides], ...] = ()  # more for one recipe: as many minutes for each
+    supervised: Overrides = ()
+    finetune: Overrides = ()
 
 
 FULL = Sizes(
-    tasks="place,drawer",
+    tasks="drawer,place_red_yellow,place_green_purple,place_blue_yellow",  # the last is in no video
     video_tasks="place_red_yellow,place_red_purple,place_green_yellow,place_green_purple,place_blue_purple,drawer",
     arm_videos=100,
     hand_videos=25,
+    play_videos=15,
     demos=45,
+    states=14,
     pretrain=(
         ("train.steps", "3000"),
-        ("train.batch_size", "32"),
-        ("train.eval_every", "500"),
-        ("train.save_every", "250"),
+        ("train.batch_size", "64"),
+        ("train.eval_every", "300"),
+        ("train.save_every", "150"),
         ("recipe.world_model.decode_steps", "3"),
     ),
-    supervised=(("train.steps", "4000"), ("train.batch_size", "64"), ("train.eval_every", "500")),
-    finetune=(("train.steps", "1500"), ("train.batch_size", "64"), ("train.eval_every", "250")),
+    recipes=(
+        ("inverse-kl", (("world.steps", "2000"), ("train.steps", "1800"))),  # later the policy overfits
+        ("lawm", (("train.batch_size", "24"),)),
+    ),
+    supervised=(("train.steps", "3000"), ("train.batch_size", "64"), ("train.eval_every", "300")),
+    finetune=(("train.steps", "600"), ("train.batch_size", "64"), ("train.eval_every", "150")),
 )
 QUICK = Sizes(
     tasks="push_red,open_drawer",
@@ -73,6 +82,7 @@ QUICK = Sizes(
     demos=8,
     states=2,
     pretrain=(("train.steps", "10"), ("train.batch_size", "8"), ("validation_clips", "16")),
+    recipes=(("inverse-kl", (("world.steps", "5"),)),),
     supervised=(("train.steps", "10"), ("train.batch_size", "8"), ("validation_batches", "1")),
     finetune=(("train.steps", "10"), ("train.batch_size", "8"), ("validation_batches", "1")),
 )
@@ -112,7 +122,9 @@ class Study:
     def finish(self, unit: str, started: float, found: dict[str, Any]) -> None:
         path = self.result_path(unit)
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"unit": unit, "seconds": round(time.time() - started, 1), "versions": versions(), **found}
+        command = f"python benchmarks/label_efficiency.py --resume --only {unit}"
+        made_by = versions() | {"command": command}
+        record = {"unit": unit, "seconds": round(time.time() - started, 1), "versions": made_by, **found}
         write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
     # Data.
@@ -173,15 +185,20 @@ class Study:
         resume = out.exists()
         if name == "supervised":
             cfg = load_config("default", FinetuneConfig, self.sizes.supervised, stage="finetune")
-            finetune(cfg, stores["pool"], out, resume=resume)
+            to_its_end(finetune(cfg, stores["pool"], out, resume=resume))
             return
         recipe, _, control = name.partition("+")
-        overrides = self.sizes.pretrain
+        overrides = self.sizes.pretrain + dict(self.sizes.recipes).get(recipe, ())
         if control == "untrained":
             overrides = (*overrides, ("train.steps", "1"), ("train.lr", "1e-12"), ("train.warmup", "0"))
         cfg = load_config(recipe, PretrainConfig, overrides, stage="pretrain")
+        if control == "z-free" and cfg.world.steps:  # nothing to clone
+            cfg = replace(cfg, train=replace(cfg.train, **to_dict(cfg.world)))
+        if control in (*MODULES, "untrained"):
+            cfg = replace(cfg, world=replace(cfg.world, steps=0))
         data = (stores["hand"],) if control == "hand-only" else (stores["arm"], stores["hand"])
-        pretrain(cfg, data, out, module=MODULES.get(control), change=CHANGES.get(control), resume=resume)
+        module, change = MODULES.get(control), CHANGES.get(control)
+        to_its_end(pretrain(cfg, data, out, module=module, change=change, resume=resume))
 
     # Cells.
 
@@ -197,16 +214,18 @@ class Study:
         if arm.longer > 1:
             cfg = replace(cfg, train=replace(cfg.train, steps=round(arm.longer * cfg.train.steps)))
         start = self.pretraining(arm.start) if arm.start else None
-        fitted = finetune(
-            cfg,
-            stores["demos"],
-            run,
-            init=start,
-            demos=n,
-            draw=draw,
-            train=arm.train,
-            fresh=arm.fresh,
-            resume=run.exists(),
+        fitted = to_its_end(
+            finetune(
+                cfg,
+                stores["demos"],
+                run,
+                init=start,
+                demos=n,
+                draw=draw,
+                train=arm.train,
+                fresh=arm.fresh,
+                resume=run.exists(),
+            )
         )
         grid = EvaluateArgs(
             str(run), played, tasks=self.sizes.tasks, episodes=self.sizes.states, split=split, workers=1
@@ -227,7 +246,11 @@ class Study:
         }
 
 
-Overrides = tuple[tuple[str, str], ...]
+def to_its_end(result: FitResult) -> FitResult:
+    """A training that was told to stop is resumed another time, and is no result."""
+    if result.stopped == "sigterm":
+        raise SystemExit(143)
+    return result
 
 
 def successes(played: Path) -> dict[str, str]:

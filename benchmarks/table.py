@@ -36,7 +36,7 @@ def main(args: Args) -> int:
         "benchmarks/README.md": [targets(results, "results")],
         "README.md": [
             label_efficiency(study),
-            targets(measured(results), "benchmarks/results"),
+            summary(results, "benchmarks/results"),
             tally(results),
         ],
     }
@@ -59,14 +59,6 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))}
 
 
-def measured(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same without targets that nobody has measured yet; the tally names those."""
-    return {
-        name: result | {"targets": [t for t in result["targets"] if t["met"] is not None]}
-        for name, result in results.items()
-    }
-
-
 def between_markers(text: str, document: str, content: str) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -83,6 +75,20 @@ def targets(results: dict[str, dict[str, Any]], folder: str) -> str:
         for t in result["targets"]
     ]
     return table(("benchmark", "target", "goal", "found (95% interval)", ""), lines)
+
+
+def summary(results: dict[str, dict[str, Any]], folder: str) -> str:
+    """One line a benchmark that was run: what it asks, its first target, how many were met."""
+    lines = []
+    for name, result in results.items():
+        asked = result["targets"]
+        if first := next((t for t in asked if t["met"] is not None), None):
+            met = sum(t["met"] is True for t in asked)
+            told = f"{first['name']}: {found(first)}, goal {first['goal']}"
+            lines.append(
+                line(f"[{name}]({folder}/{name}/page.md)", result["question"], told, f"{met} of {len(asked)}")
+            )
+    return table(("benchmark", "question", "first of its targets (95% interval)", "met"), lines)
 
 
 def label_efficiency(results: dict[str, dict[str, Any]]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import types
 import typing
@@ -37,6 +38,11 @@ def config_dir() -> Path:
     raise UserError(
         f"expected configurations in {package / 'configs'}, found none: install the package again"
     )
+
+
+def cache_folder() -> Path:
+    """Where what can be made or fetched again lies: `$LAWM_CACHE`, else the user's own cache."""
+    return Path(os.environ.get("LAWM_CACHE") or Path.home() / ".cache" / "lawm-policy")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -31,7 +31,7 @@ class RecipeConfig:
     policy: BakuConfig = field(default_factory=BakuConfig)
     inverse: InverseConfig = field(default_factory=InverseConfig)
     world_model: RssmConfig = field(default_factory=RssmConfig)
-    world_share: float = 1.0  # of a batch's clips that inverse and world model train on; the policy clones all
+    world_share: float = 1.0  # of a batch's clips that train z and world model; the policy clones all of them
     clone: float = 1.0  # weight of the policy's likelihood of the chunk
     choice: float = 0.1  # and of its choice among its components
     latent_norm: float = 1e-3  # source policy: keeps z at a sane scale
@@ -72,6 +72,11 @@ class InverseSource(nn.Module):
         features = self.inverse.features(watched)
         z_BTZ, losses = self.inverse.bottleneck(features, watched)
         return z_BTZ, losses | self.clone(self.say(clip), self.latents(clip, features))
+
+    def imitate(self, clip: Clip) -> Losses:
+        """The policy clones an inverse model that has finished learning."""
+        self.inverse.eval()  # z without noise, read off the frames as they are
+        return self.clone(self.say(clip), self.latents(clip, self.inverse.features(clip)))
 
     def watched(self, clip: Clip) -> Clip:
         """The clips whose z the world model gets. Cloning is the cheap part and needs the most examples."""
@@ -128,16 +133,21 @@ SOURCES: dict[str, type[PolicySource] | type[InverseSource]] = {
     "inverse": InverseSource,
     "variational": VariationalSource,
 }
+Phase = Literal["all", "world", "clone"]
 
 
 class Recipe(nn.Module):
     """`recipe(clip) -> losses`, whose "loss" is their sum. `encoder` says z, `encoder.policy` is what
-    fine-tuning starts from."""
+    fine-tuning starts from.
+
+    `enter` chooses what is trained: all of it, or first z and the world model ("world") and then, with these
+    at rest, the policy ("clone"): latents that keep changing are hard to imitate."""
 
     def __init__(self, cfg: RecipeConfig):
         super().__init__()
         check(cfg)
         self.cfg = cfg
+        self.phase: Phase = "all"
         self.encoder: PolicySource | InverseSource = SOURCES[cfg.source](cfg, Baku(cfg.policy))
         self.world_model = Rssm(cfg.world_model, cfg.policy.size, len(cfg.policy.cameras), cfg.policy.latent)
 
@@ -145,12 +155,22 @@ class Recipe(nn.Module):
     def policy(self) -> Baku:
         return self.encoder.policy
 
+    def enter(self, phase: Phase) -> None:
+        self.phase = phase
+        self.requires_grad_(phase != "clone")
+        self.policy.requires_grad_(phase != "world")
+
     def forward(self, clip: Clip) -> Losses:
         assert clip.frames_BTVCHW.shape[1] == self.cfg.policy.chunk + 1, (
             "a clip holds one frame more than latents"
         )
-        z_BTZ, losses = self.encoder(clip)  # of the clips that the world model trains on, the first ones
-        losses = losses | self.world_model.loss(clip.rows(slice(len(z_BTZ))), z_BTZ)
+        if self.phase == "clone":
+            assert isinstance(self.encoder, InverseSource)
+            losses = self.encoder.imitate(clip)
+        else:
+            # z of the clips that the world model trains on: the first ones
+            z_BTZ, losses = self.encoder.infer(clip) if self.phase == "world" else self.encoder(clip)
+            losses = losses | self.world_model.loss(clip.rows(slice(len(z_BTZ))), z_BTZ)
         return {
             "loss": torch.stack(list(losses.values())).sum(),
             **{k: v.detach() for k, v in losses.items()},

@@ -31,6 +31,7 @@ PACKAGES = (
     "transformers",
 )
 CONFIG, VERSIONS = "config.yaml", "versions.json"
+WORLD = "world"  # in a pretraining run, the run of what learnt before the policy
 
 
 def check_out(
@@ -101,7 +102,7 @@ def _check_same(out: Path, config: Any, fingerprints: Mapping[str, str]) -> None
         found, record = (
             configuration.parse_yaml(texts[name], str(out / name)) for name in (CONFIG, VERSIONS)
         )
-        data = record["data"]
+        data = list(record["data"].values())
         key = configuration.difference(found, configuration.parse_yaml(configuration.dump(config), "it"))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -112,7 +113,7 @@ def _check_same(out: Path, config: Any, fingerprints: Mapping[str, str]) -> None
         raise UserError(
             f"expected the configuration of {out} to resume it, found another {key}: give another --out"
         )
-    if data != fingerprints:
+    if data != list(fingerprints.values()):  # the same stores, wherever they lie now
         raise UserError(f"expected the data of {out} to resume it, found other data: give another --out")
 
 

@@ -30,10 +30,12 @@ from lawm_policy.training_state import (
     Prefetch,
     count_frames,
     keep_batch,
+    keep_freed_memory,
     lr_fraction,
     make_optimizer,
     model_card,
     move,
+    own_part,
     pin,
     seed_everything,
     sigterm,
@@ -125,6 +127,7 @@ def fit(
     cfg: TrainConfig,
     out: str | Path,
     *,
+    share: Callable[[int, slice], Any] | None = None,
     step_fn: StepFn | None = None,
     validate: Callable[[], Mapping[str, float]] | None = None,
     on_validate: Callable[[int], None] | None = None,
@@ -137,6 +140,7 @@ def fit(
     """Trains `model` and leaves checkpoints and logs in `out`.
 
     batches      batch of update `i` (from 0), a pure function: a resumed run asks for the same ones.
+    share        those rows of batch `i`: several processes then fetch what they need, not the whole.
     step_fn      `(model, batch) -> {"loss": scalar, ...}`; by default `model(batch)`.
     validate     held-out metrics with "loss" among them, called in eval mode with the averaged
                  weights where `ema` is on; decides `best` and early stopping.
@@ -144,8 +148,9 @@ def fit(
     metadata     goes into the checkpoint: kind, configuration, statistics, data.
     resume       go on from `out/checkpoints/last` if there is one.
     """
+    keep_freed_memory()
     loop = _Loop(model, cfg, Path(out), step_fn, param_groups, extra_state or {}, metadata or {}, card)
-    return loop.run(batches, validate, on_validate, resume)
+    return loop.run(batches, share, validate, on_validate, resume)
 
 
 class _Loop:
@@ -160,14 +165,8 @@ class _Loop:
         metadata: Mapping[str, Any],
         card: str,
     ) -> None:
-        self.cfg, self.out, self.model, self.extra, self.metadata, self.card = (
-            cfg,
-            out,
-            model,
-            extra,
-            metadata,
-            card,
-        )
+        self.cfg, self.out, self.model = cfg, out, model
+        self.extra, self.metadata, self.card = extra, metadata, card
         self.step_fn: StepFn = step_fn or (lambda m, batch: m(batch))
         # Parts of a model that a recipe does not use get no gradient, which several processes must expect.
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
@@ -194,6 +193,7 @@ class _Loop:
     def run(
         self,
         batches: Callable[[int], Any],
+        share: Callable[[int, slice], Any] | None,
         validate: Callable[[], Mapping[str, float]] | None,
         on_validate: Callable[[int], None] | None,
         resume: bool,
@@ -213,7 +213,8 @@ class _Loop:
         log = Log(self.out, at.step) if self.main else None
         self.optimizer.zero_grad()  # whatever the caller tried before
         on_gpu = self.device.type == "cuda"
-        prefetch = Prefetch((lambda i: pin(batches(i))) if on_gpu else batches, at.step, cfg.steps)
+        self.batches, mine = batches, own_part(batches, share, cfg.batch_size, self.accelerator)
+        prefetch = Prefetch((lambda i: pin(mine(i))) if on_gpu else mine, at.step, cfg.steps)
         began, before = time.monotonic(), at.seconds
         try:
             with sigterm() as told, progress("train", cfg.steps, unit="steps", done=at.step) as bar:
@@ -252,7 +253,7 @@ class _Loop:
         """One update. True when some process was told to stop."""
         cfg, at, accelerator = self.cfg, self.at, self.accelerator
         start = time.monotonic()
-        whole = prefetch.get()
+        mine = prefetch.get()
         fetched = time.monotonic()
         seed_everything(cfg.seed, at.step, accelerator.process_index)
         fraction = lr_fraction(at.step, cfg.steps, cfg.warmup, cfg.schedule, cfg.final_lr_fraction)
@@ -260,7 +261,6 @@ class _Loop:
             group["lr"] = cfg.lr * fraction * group["lr_multiplier"]
         self.model.train()
         totals: dict[str, Tensor] = {}
-        mine = slice_batch(whole, accelerator.process_index, accelerator.num_processes)
         for part in range(cfg.accumulate):
             batch = move(slice_batch(mine, part, cfg.accumulate), self.device)
             wait = accelerator.no_sync(self.wrapped) if part < cfg.accumulate - 1 else nullcontext()
@@ -272,15 +272,14 @@ class _Loop:
                 totals[name] = (
                     totals.get(name, 0.0) + torch.as_tensor(value).detach().float() / cfg.accumulate
                 )
-        flag = torch.tensor(float(told.is_set()), device=self.device)
-        values = accelerator.reduce(
-            torch.stack([*(v.to(self.device) for v in totals.values()), flag]), "mean"
-        ).tolist()
-        losses = dict(zip(totals, values, strict=False))  # the flag comes after them
+        also = torch.tensor([float(count_frames(mine)), float(told.is_set())], device=self.device)
+        own = torch.cat([torch.stack([v.to(self.device) for v in totals.values()]), also])
+        *values, frames, stopped = accelerator.reduce(own, "mean").tolist()
+        losses = dict(zip(totals, values, strict=True))
         norm = float(accelerator.clip_grad_norm_(self.trained, cfg.clip_norm or float("inf")))
         for name, found in (("loss", losses["loss"]), ("gradient norm", norm)):
             if not math.isfinite(found):
-                self._stop_non_finite(name, found, whole)
+                self._stop_non_finite(name, found)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
@@ -290,16 +289,17 @@ class _Loop:
             "grad_norm": norm,
             "seconds_data": fetched - start,
             "seconds_update": time.monotonic() - fetched,
-            "frames": count_frames(whole),
+            "frames": frames * accelerator.num_processes,
         }
         at.window = {k: at.window.get(k, 0.0) + v for k, v in seen.items()}
         at.window_steps += 1
-        return values[-1] > 0
+        return stopped > 0
 
-    def _stop_non_finite(self, name: str, value: float, batch: Any) -> None:
-        where = keep_batch(batch, self.out, self.at.step) if self.main else self.out
+    def _stop_non_finite(self, name: str, value: float) -> None:
+        step = self.at.step
+        where = keep_batch(self.batches(step - 1), self.out, step) if self.main else self.out
         raise UserError(
-            f"expected a finite {name}, found {value} at step {self.at.step} (batch kept in {where}):"
+            f"expected a finite {name}, found {value} at step {step} (batch kept in {where}):"
             " lower lr, or look at that batch"
         )
 

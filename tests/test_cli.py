@@ -7,13 +7,14 @@ import sys
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import pytest
 import tyro
 
 import lawm_policy
 from lawm_policy import cli
+from lawm_policy.stages.arguments import ARGUMENTS
 from lawm_policy.types import UserError
 
 REPOSITORY = Path(lawm_policy.__file__).parents[1]
@@ -30,6 +31,7 @@ class FakeArgs:
     steps: int = 3
     rate: float = 0.5
     demos: int | None = None
+    share: float | None = None
     mode: Literal["all", "head"] = "all"
     resume: bool = False
     overrides: tyro.conf.Suppress[tuple[tuple[str, str], ...]] = ()
@@ -102,7 +104,8 @@ def test_overrides_in_every_spelling(calls: list[Any]) -> None:
         ),
         ("fake lawm --data x --steps many", "expected a whole number for --steps, found 'many'"),
         ("fake lawm --data x --rate fast", "expected a number for --rate, found 'fast'"),
-        ("fake lawm --data x --demos few", "expected {None}|INT for --demos, found 'few'"),
+        ("fake lawm --data x --demos few", "expected a whole number for --demos, found 'few'"),
+        ("fake lawm --data x --share much", "expected a number for --share, found 'much'"),
         ("fake lawm --data x --mode tail", "expected --mode among 'all', 'head', found 'tail'"),
         ("fake lawm --data x --steps", "expected a value after --steps, found none"),
         ("fake lawm --data x --steps 3 more", "expected no more arguments, found more"),
@@ -187,7 +190,9 @@ def test_help_is_scoped(calls: list[Any], capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("verb", list(cli.VERBS))
 def test_every_verb_has_a_stage_that_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([verb, "--help"]) == 0
-    assert f"usage: lawm {verb}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"usage: lawm {verb}" in out
+    assert "None" not in out  # an option that may be left out says what happens then
 
 
 # In a process of its own -----------------------------------------------------------------------
@@ -210,15 +215,33 @@ def test_import_and_help_leave_torch_alone() -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_help_is_fast() -> None:
+def test_no_verb_needs_torch_to_explain_itself_or_to_see_a_mistake() -> None:
+    said = "; ".join(
+        f"assert main({argv!r}) == {status}"
+        for verb in cli.VERBS
+        for argv, status in (([verb, "--help"], 0), ([verb, "--no-such-option"], 2))
+    )
+    done = python(
+        "-c", f"import sys; from lawm_policy.cli import main; {said}; assert 'torch' not in sys.modules"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("verb", list(ARGUMENTS))
+def test_arguments_kept_apart_are_those_of_the_stage(verb: str) -> None:
+    assert get_type_hints(cli._find(verb))["args"] is ARGUMENTS[verb]
+
+
+@pytest.mark.parametrize(("verb", "limit"), [("", 0.5), ("pretrain", 0.7), ("finetune", 0.7)])
+def test_help_is_fast(verb: str, limit: float) -> None:
     def seconds() -> float:
         """Of processor time: what a loaded machine's clock says is not ours."""
         before = os.times()
-        assert python("-m", "lawm_policy", "--help").returncode == 0
+        assert python("-m", "lawm_policy", *verb.split(), "--help").returncode == 0
         after = os.times()
         return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert min(seconds() for _ in range(3)) < 0.5
+    assert min(seconds() for _ in range(3)) < limit
 
 
 def test_public_names_are_all_there() -> None:
@@ -263,6 +286,8 @@ def test_control_c_exits_130(tmp_path: Path) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "lawm_policy", "wait"], cwd=REPOSITORY, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        # a shell that runs the tests in its background has them ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # fmt: on
     assert child.stdout is not None

@@ -30,7 +30,7 @@ def test_every_command_in_the_documents_is_understood(document):
     found = commands(document)
     assert found
     for _, verb, *arguments in found:
-        args_class = cli._arguments_of(cli._find(verb))
+        args_class = cli._arguments_of(verb)
         cli.parse(args_class, arguments, prog=f"lawm {verb}")
 
 
@@ -76,8 +76,9 @@ def test_a_missed_target_is_printed_as_missed():
         common | {"arm": "best", "n": 30, "mean": 90.0, "interval": None},
         {"arm": "later", "n": 10, "seeds": 0, "says": "not run"},
     ]
-    results = {"label_efficiency": {"targets": [target], "rows": rows}}
+    results = {"label_efficiency": {"question": "q?", "targets": [target], "rows": rows}}
     assert "| t | >= 3 | 2 (1 to 2.5) | **missed** |" in table.targets(results, "results")
+    assert "| q? | t: 2 (1 to 2.5), goal >= 3 | 0 of 1 |" in table.summary(results, "results")
     found = table.label_efficiency(results)
     assert "| scratch: words | 40.0% (30.0 to 50.0), 3 seeds |  |  |" in found
     assert "| best: words | 60.0%, 3 seeds | 90.0%, 3 seeds | +20.0 (-1.0 to 41.0) |" in found

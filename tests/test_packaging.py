@@ -91,6 +91,10 @@ def test_the_package_imports_only_what_it_declares():
     }
     import_names |= {"PIL", "yaml"}
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    simulation = {Requirement(line).name for line in PROJECT["optional-dependencies"]["libero"]}
+    optional = {"bddl", "huggingface-hub", "robosuite"}  # and LIBERO itself, by tools/setup.sh
+    assert optional <= simulation
+    libero = {"libero", *(name.replace("-", "_") for name in optional)}
     assert {{"PIL": "pillow", "yaml": "pyyaml"}.get(n, n) for n in import_names} == declared
     for path in (ROOT / "lawm_policy").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -99,8 +103,20 @@ def test_the_package_imports_only_what_it_declares():
                 modules.append(node.module or "")
             for module in modules:
                 top = module.partition(".")[0]
-                known = top in import_names or top in sys.stdlib_module_names or top == "lawm_policy"
+                known = top in import_names | libero | sys.stdlib_module_names | {"lawm_policy"}
                 assert known, f"{path.relative_to(ROOT)} imports {top}, which pyproject.toml does not declare"
+
+
+def test_libero_is_pinned_once_and_nothing_that_it_declares_in_vain_is_locked():
+    from lawm_policy.sim.libero_assets import PINNED
+
+    set_up = (ROOT / "tools/setup.sh").read_text()
+    assert re.search(
+        rf'^libero="hf-libero=={PINNED["hf-libero"]} --hash=sha256:[0-9a-f]{{64}}"$', set_up, re.MULTILINE
+    )
+    versions = locked()
+    assert all(versions[name] == pinned for name, pinned in PINNED.items() if name != "hf-libero")
+    assert not {"robomimic", "torchvision", "thop", "wandb", "hf-egl-probe", "opencv-python"} & set(versions)
 
 
 def test_import_alone_loads_no_torch():

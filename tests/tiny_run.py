@@ -1,6 +1,6 @@
 """A training run of a second, as a module for tests and as a program to be killed.
 
-python tests/tiny_run.py OUT [--steps N] [--seconds S a step] [--resume] [key=value of TrainConfig ...]
+python tests/tiny_run.py OUT [--steps N] [--seconds S a step] [--resume] [--share] [key=value ...]
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lawm_policy import config
+from lawm_policy import checkpoint, config
 from lawm_policy.training import FitResult, TrainConfig, fit
 from lawm_policy.types import Batch
 
@@ -81,12 +81,30 @@ def losses(out: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in r.items() if "second" not in k} for r in records]
 
 
+def weights(out: Path, name: str = "model", which: str = "last") -> dict[str, Tensor]:
+    return checkpoint.load(out, which=which).tensors(name)
+
+
+class Killed(BaseException):
+    """Stands for a death that no handler sees."""
+
+
+def killed_at(index: int) -> Any:
+    def batches(i: int) -> Pairs:
+        if i == index:
+            raise Killed
+        return batch(i)
+
+    return batches
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--share", action="store_true", help="each process makes its rows alone")
     parser.add_argument("changes", nargs="*")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -97,10 +115,20 @@ def main() -> None:
         print("batch", index, flush=True)
         return batch(index)
 
-    print(
-        train(args.out, resume=args.resume, batches=slow, model=Tiny(args.dropout), **changes).stopped,
-        flush=True,
+    def share(index: int, rows: slice) -> Pairs:
+        print(f"rows {rows.start}-{rows.stop} of {index}", flush=True)
+        return batch(index).rows(rows)
+
+    options = {"share": share} if args.share else {}
+    done = train(
+        args.out,
+        resume=args.resume,
+        batches=slow,
+        model=Tiny(args.dropout),
+        fit_options=options,
+        **changes,
     )
+    print(done.stopped, flush=True)
 
 
 if __name__ == "__main__":

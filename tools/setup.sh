@@ -10,6 +10,8 @@ torch_cpu_index=${TORCH_CPU_INDEX:-https://download.pytorch.org/whl/cpu}
 large_libero="bddl easydict future llvmlite numba opencv-python-headless robosuite termcolor"
 large_ray="ray"
 large_rerun="rerun-sdk"
+# LIBERO declares packages that its simulation never imports, one of which replaces torch: it is in no lock.
+libero="hf-libero==0.1.4 --hash=sha256:207f76e2f28bff30f78132223d8592fe8f64b1f8fd90ce7024948ada0d7e2c27"
 
 find_python() {
     for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3}; do
@@ -61,6 +63,7 @@ awk -v left_out="$left_out" '
     BEGIN { n = split(left_out, names, " "); for (i = 1; i <= n; i++) skipped[names[i]] = 1 }
     /^[a-z0-9]/ { split($1, part, "=="); skip = part[1] in skipped }
     !skip' requirements.lock >.venv/requirements.txt
+case " ${EXTRAS:-} " in *" libero "*) echo "$libero" >>.venv/requirements.txt ;; esac
 pip install --no-compile --no-deps --require-hashes -r .venv/requirements.txt
 pip install --no-deps --no-build-isolation --editable .
 

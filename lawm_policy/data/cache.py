@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lawm_policy import config
 from lawm_policy.console import progress
 from lawm_policy.data.store import EpisodeStore
 from lawm_policy.data.video import Reducer, VideoError, decode_at
@@ -77,8 +78,7 @@ class CachedFrames:
 
 
 def cache_folder(folder: str | Path | None = None) -> Path:
-    chosen = folder or os.environ.get("LAWM_CACHE") or Path.home() / ".cache" / "lawm-policy"
-    return Path(chosen) / "frames"
+    return Path(folder or config.cache_folder()) / "frames"
 
 
 def cache_limit() -> int:

@@ -18,6 +18,7 @@ class InverseConfig:
     grid: int = 8
     width: int = 256
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
+    disguise: bool = False  # in training, exchange the colours of what it sees, clip by clip
 
 
 class InverseEncoder(nn.Module):
@@ -33,6 +34,7 @@ class InverseEncoder(nn.Module):
             ConvNorm(a, b, stride, kernel=5 if i == 0 else 3)
             for i, (a, b, stride) in enumerate(zip(widths[:-1], widths[1:], strides, strict=True))
         ]
+        self.cfg = cfg
         self.stem = nn.Sequential(*layers, ConvNorm(cfg.channels, cfg.channels))
         self.view_embedding_VD = nn.Parameter(0.02 * torch.randn(views, cfg.width))
         self.flat = nn.Linear(cfg.channels * cfg.grid**2, cfg.width)
@@ -43,6 +45,8 @@ class InverseEncoder(nn.Module):
 
     def features(self, clip: Clip) -> Tensor:
         frames = to_unit(clip.frames_BTVCHW)
+        if self.training and self.cfg.disguise:
+            frames = disguise(frames)
         pairs = torch.cat([frames[:, :-1], frames[:, 1:] - frames[:, :-1]], dim=3)
         b, t, v = pairs.shape[:3]
         x = self.stem(pairs.flatten(0, 2))
@@ -53,3 +57,14 @@ class InverseEncoder(nn.Module):
     def infer(self, clip: Clip) -> tuple[Tensor, dict[str, Tensor]]:
         """T frames to T-1 latents."""
         return self.bottleneck(self.features(clip), clip)
+
+
+def disguise(frames_BTVCHW: Tensor) -> Tensor:
+    """Exchanges the colour channels of each clip, and inverts some, alike in all of its frames and views.
+
+    What the world model predicts keeps its colours: z cannot name them, and is left with what moved."""
+    b, device = len(frames_BTVCHW), frames_BTVCHW.device
+    order_BC = torch.rand(b, 3, device=device).argsort(1)
+    sign_BC = 1.0 - 2.0 * torch.randint(0, 2, (b, 3), device=device).to(frames_BTVCHW.dtype)
+    index = order_BC[:, None, None, :, None, None].expand_as(frames_BTVCHW)
+    return frames_BTVCHW.gather(3, index) * sign_BC[:, None, None, :, None, None]

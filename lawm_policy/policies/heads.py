@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SPARE = 0.05  # of the gradient goes to all components alike: one that fits nothing yet must not stay so
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)  # of a Gaussian's normaliser
 
 
@@ -55,9 +56,10 @@ class ChunkMixture:
         assert self.log_std_Z is not None
         log_prob_BM = self.component_log_prob(z_BKZ)
         share_BM = (self.log_weight_BM + log_prob_BM).softmax(1).detach()
+        taught_BM = (1 - SPARE) * share_BM + SPARE / share_BM.shape[1]
         dimensions = z_BKZ.shape[1] * z_BKZ.shape[2]
         return {
-            "clone": -(share_BM * log_prob_BM).sum(1).mean() / dimensions,
+            "clone": -(taught_BM * log_prob_BM).sum(1).mean() / dimensions,
             "choice": -(share_BM * self.log_weight_BM).sum(1).mean(),
         }
 
@@ -69,6 +71,10 @@ class ChunkHead(nn.Module):
         super().__init__()
         self.latent, self.components = latent, components
         self.mean = nn.Linear(width, components * latent)
+        # All components begin close together, so that which one fits best differs from chunk to chunk: far
+        # apart, the one that begins nearest to the data's mean takes every chunk.
+        nn.init.normal_(self.mean.weight, std=0.002)
+        nn.init.zeros_(self.mean.bias)
         self.choice = nn.Linear(width, components) if components > 1 else None
         self.log_std_Z = nn.Parameter(torch.full((latent,), -0.5)) if density else None
 

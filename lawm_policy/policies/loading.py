@@ -14,7 +14,7 @@ from lawm_policy.types import UserError
 
 def load_policy(run: str | Path, which: str = "best") -> LatentPolicy:
     """The policy of a fine-tuning run, in evaluation mode, on the CPU."""
-    saved = _load(run, "finetuned", which)
+    saved = load_run(run, "finetuned", which)
     cfg = from_dict(LatentPolicyConfig, saved.meta["config"]["policy"])
     policy = LatentPolicy(cfg, Normalization.from_json(saved.meta["normalization"]), saved.meta["robot"])
     checkpoint.load_exactly(policy, saved.tensors("model"), saved.folder)
@@ -24,13 +24,13 @@ def load_policy(run: str | Path, which: str = "best") -> LatentPolicy:
 
 def load_pretrained(run: str | Path, which: str = "best") -> Recipe:
     """The parts of a pretraining run: `.encoder`, `.world_model`, `.policy`."""
-    saved = _load(run, "pretrained", which)
+    saved = load_run(run, "pretrained", which)
     recipe = Recipe(from_dict(RecipeConfig, saved.meta["config"]["recipe"]))
     checkpoint.load_exactly(recipe, saved.tensors("model"), saved.folder)
     return recipe.eval()
 
 
-def _load(run: str | Path, kind: str, which: str) -> checkpoint.Checkpoint:
+def load_run(run: str | Path, kind: str | None = None, which: str = "best") -> checkpoint.Checkpoint:
     """`best` where the run has one (it was validated), else `last`."""
     try:
         return checkpoint.load(run, kind=kind, which=which)

@@ -6,6 +6,7 @@ import atexit
 import ctypes.util
 import os
 import sys
+import warnings
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -37,6 +38,14 @@ def choose_backend() -> str:
     return os.environ.get("MUJOCO_GL", "")
 
 
+def no_rendering(reason: str) -> UserError:
+    asked = os.environ.get("MUJOCO_GL") or "(not set)"
+    return UserError(
+        f"expected OpenGL to work with MUJOCO_GL={asked}, found {reason.rstrip('.')}: "
+        "`lawm doctor` tells which MUJOCO_GL works here"
+    )
+
+
 class CameraRig:
     """Renders named cameras of one model at one size, in the process that made it (it owns a GL context)."""
 
@@ -56,7 +65,7 @@ class CameraRig:
                 "expected an OpenGL library (EGL or OSMesa) to render images, found none: "
                 "run `apt-get install libegl1 libosmesa6`, or use images=False"
             )
-        self._renderer = mujoco.Renderer(model, size, size)
+        self._renderer = _open_renderer(model, size)
         # MuJoCo's OpenGL is imported by now, so this runs before its own exit handler takes the display down.
         if not _OPEN:
             atexit.unregister(_close_all)
@@ -80,6 +89,23 @@ class CameraRig:
             if context := self._renderer._gl_context:
                 context.make_current()
             self._renderer.close()
+
+
+def _open_renderer(model: mujoco.MjModel, size: int) -> mujoco.Renderer:
+    import mujoco
+
+    # A failure comes with noise: GLFW warns of the reason and goes on to an error that tells less, and the
+    # destructors of MuJoCo's half-made objects (they run when `error` is forgotten) complain.
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            return mujoco.Renderer(model, size, size)
+        except Exception as error:  # each OpenGL has its own
+            reason = str(warned[0].message) if warned else f"{type(error).__name__}: {error}"
+        finally:
+            sys.unraisablehook = hook
+    raise no_rendering(reason)
 
 
 _OPEN: weakref.WeakSet[CameraRig] = weakref.WeakSet()

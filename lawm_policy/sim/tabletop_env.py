@@ -6,10 +6,10 @@ import copy
 from typing import Any
 
 import gymnasium
-import mujoco
 import numpy as np
 from gymnasium import spaces
 
+from lawm_policy.sim.engine import mujoco
 from lawm_policy.sim.kinematics import Kinematics, load_chain
 from lawm_policy.sim.rendering import CameraRig
 from lawm_policy.sim.tabletop_layout import Layout, distractor_places, sample_layout

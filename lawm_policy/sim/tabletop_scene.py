@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-import mujoco
 import numpy as np
 
+from lawm_policy.sim.engine import mujoco
 from lawm_policy.sim.kinematics import PINCH, Chain, chain_xml, load_chain
 
 BLOCKS = ("red", "green", "blue")

@@ -53,8 +53,10 @@ class CollectArgs:
     """arm5, arm6, arm7 or hand; for videos also several, separated by commas."""
     command: Literal["joint", "ee"] = "joint"
     """Absolute joint targets, or steps of the gripper's pose."""
-    tasks: str | None = None
-    """Names, kinds, all, train (all but two), held_out. Left out: all for demos, train for videos."""
+    tasks: Annotated[
+        str | None, tyro.conf.arg(help_behavior_hint="(left out: all for demos, train for videos)")
+    ] = None
+    """Names, kinds, all, train (all but two), held_out."""
     episodes: int = 10
     """Episodes of each task."""
     play: int = 0

@@ -35,7 +35,7 @@ class CompareArgs:
     """An evaluation; or several, one a seed: separated by commas, or a folder of them."""
     b: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR_B")]
     """The same for the other side, in the same order."""
-    json: Path | None = None
+    json: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(left out: nowhere)")] = None
     """Write the numbers here too."""
     force: bool = False
     """Replace that file."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes.util
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -65,6 +64,24 @@ threads = torch.get_num_threads()
 assert float((torch.ones(8, 8) @ torch.ones(8, 8)).sum()) == 512, 'a product of matrices is wrong'
 print(json.dumps({'version': torch.__version__, 'gpus': gpus, 'mps': mps, 'threads': threads}))
 """
+# One frame of a real task, as LIBERO itself renders it.
+LIBERO = """
+import json, os, time
+from lawm_policy.sim import libero_assets
+libero_assets.prepare()
+from libero.libero import benchmark
+from libero.libero.envs import OffScreenRenderEnv
+from OpenGL import GL
+task = benchmark.get_benchmark('libero_spatial')().get_task_bddl_file_path(0)
+environment = OffScreenRenderEnv(bddl_file_name=task, camera_heights=128, camera_widths=128)
+assert environment.reset()['agentview_image'].std() > 1, 'the picture is of one colour'
+started = time.perf_counter()
+for _ in range(5):
+    environment.sim.render(128, 128, camera_name='agentview')
+milliseconds = (time.perf_counter() - started) / 5 * 1000
+renderer = GL.glGetString(GL.GL_RENDERER).decode()
+print(json.dumps({'ms': milliseconds, 'renderer': renderer, 'backend': os.environ['MUJOCO_GL']}))
+"""
 VIDEO = """
 import av, json
 print(json.dumps({'version': av.__version__, 'codecs': sorted(av.codecs_available)}))
@@ -81,7 +98,7 @@ class DoctorArgs:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `broken` means that the tabletop pipeline cannot run."""
+    """One thing that was looked at. `broken`: the tabletop, or a LIBERO that is installed, cannot run."""
 
     name: str
     state: State
@@ -121,7 +138,7 @@ def examine() -> Iterator[Finding]:
     yield _disk()
     yield _cache()
     yield _browser()
-    yield _libero()
+    yield from _libero()
 
 
 def probe(code: str, **environment: str) -> tuple[dict[str, Any], str]:
@@ -320,17 +337,35 @@ def _browser() -> Finding:
     )
 
 
-def _libero() -> Finding:
-    """Optional. Looks, and does not import: LIBERO asks questions on standard input when imported."""
-    missing = [name for name in ("robosuite", "bddl", "libero") if importlib.util.find_spec(name) is None]
-    if missing:
-        return Finding(
-            "libero", "note", f"not installed ({', '.join(missing)}); the tabletop does not need it"
-        )
-    spec = importlib.util.find_spec("libero")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    assets = [p for folder in folders for p in Path(folder).rglob("assets") if p.is_dir()]
-    return Finding("libero", "ok", f"installed, assets {assets[0] if assets else 'not in the package'}")
+def _libero() -> Iterator[Finding]:
+    """Optional: a note where it is not installed; broken where it is, and cannot be used as it is."""
+    from lawm_policy.sim import libero_assets as libero
+
+    versions = libero.versions()
+    if missing := [name for name, version in versions.items() if version is None]:
+        found = f"not installed (no {', '.join(missing)}); the tabletop does not need it"
+        yield Finding("libero", "note", found, f"{libero.INSTALL} {libero.PIP}")
+        return
+    found = ", ".join(f"{name} {version}" for name, version in versions.items())
+    if wrong := [f"{name} {pin}" for name, pin in libero.PINNED.items() if versions[name] != pin]:
+        allowed = bool(os.environ.get(libero.ANY_VERSION))
+        found += f"; its numbers need {', '.join(wrong)}"
+        yield Finding("libero", "note" if allowed else "broken", found, libero.INSTALL)
+        if not allowed:
+            return
+    else:
+        yield Finding("libero", "ok", found)
+    assets = libero.examine(libero.assets_folder(), thorough=True)
+    if not assets.usable:
+        yield Finding("libero assets", "note", str(assets), libero.remedy())
+        return
+    yield Finding("libero assets", "ok", str(assets))
+    said, error = probe(LIBERO)
+    if error:
+        yield Finding("libero frame", "broken", error, f"{libero.INSTALL}; see the lines on render above")
+    else:
+        found = f"{said['ms']:.0f} ms a picture of 128 px, {said['backend']} ({said['renderer']})"
+        yield Finding("libero frame", "ok", found)
 
 
 def _version(name: str) -> str | None:

@@ -58,14 +58,18 @@ class EvaluateArgs:
     """Initial states a task."""
     split: Literal["val", "test"] = "test"
     """Which initial states: val (to choose with) or test (to report)."""
-    seed_base: int | None = None
-    """First initial state; overrides --split."""
+    seed_base: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(left out: where --split begins)")] = (
+        None
+    )
+    """First initial state."""
     seed: int = 0
     """Seed of the policy's own draws."""
     workers: int = 2
     """Processes; 0 plays in this one, for a debugger."""
-    execute: int | None = None
-    """Commands of each chunk to execute; the policy's own number when not given."""
+    execute: Annotated[
+        int | None, tyro.conf.arg(help_behavior_hint="(left out: the policy's own number)")
+    ] = None
+    """Commands of each chunk to execute."""
     distractors: int = 0
     """Moving objects that have nothing to do with the task."""
     blind: bool = False

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Literal
 
 from lawm_policy.config import from_dict, load_config, to_dict
 from lawm_policy.console import say
 from lawm_policy.data.clips import DemoConfig, DemoDataset
 from lawm_policy.data.normalize import Normalization
+from lawm_policy.explain import explain
 from lawm_policy.policies.baku import BakuConfig
 from lawm_policy.policies.latent_policy import LatentPolicyConfig
+from lawm_policy.stages.arguments import FinetuneArgs
 from lawm_policy.training import FitResult, ParamGroup, TrainConfig
 from lawm_policy.types import UserError
 
@@ -35,37 +35,15 @@ class FinetuneConfig:
     validation_batches: int = 4
 
 
-@dataclass(frozen=True)
-class FinetuneArgs:
-    """Fine-tune on labelled demonstrations: from a pretraining run, or from scratch."""
-
-    config: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIG")]
-    """a configuration: default, debug, or a YAML file"""
-    data: Path
-    """an episode store with states and actions"""
-    out: Path
-    """the run's folder, made anew"""
-    init: Path | None = None
-    """the run to start from, pretrained or fine-tuned; left out, the policy starts from scratch"""
-    demos: int | None = None
-    """labelled demonstrations a task; a smaller number is a subset of a larger one. Left out: all"""
-    draw: int = 0
-    """which draw of demonstrations"""
-    train: Literal["all", "controller", "head"] = "all"
-    """what is trained: all, the controller alone (imitation from observation), or head and controller"""
-    head: Literal["controller", "fresh"] = "controller"
-    """decode latents by a controller, or replace the latent head by a fresh action head (as LAWM does)"""
-    resume: bool = False
-    """go on where this run stopped"""
-    force: bool = False
-    """replace an existing run"""
-    overrides: tyro.conf.Suppress[tuple[tuple[str, str], ...]] = ()
-
-
 def run(args: FinetuneArgs) -> int:
     cfg = load_config(args.config, FinetuneConfig, args.overrides, stage="finetune")
+    if args.head != "configured":
+        cfg = replace(cfg, policy=replace(cfg.policy, head=args.head))
+    if args.show:
+        print(explain(resolve(cfg, _load(args.init) if args.init else None)), end="")
+        return 0
     result = finetune(
-        replace(cfg, policy=replace(cfg.policy, head=args.head)),
+        cfg,
         args.data,
         args.out,
         init=args.init,
@@ -104,9 +82,7 @@ def finetune(
         raise UserError(
             f"expected --init with --train {train}, found none: from scratch there is nothing to freeze"
         )
-    if pretrained is not None:
-        cfg = replace(cfg, policy=replace(cfg.policy, policy=policy_of(pretrained)))
-    cfg = replace(cfg, data=demo_config(cfg))
+    cfg = resolve(cfg, pretrained)
     demonstrations = DemoDataset(data, cfg.data, split="train", demos_per_task=demos, draw_seed=draw)
     held_out = DemoDataset(data, replace(cfg.data, shift=0), split="val")
 
@@ -134,11 +110,16 @@ def finetune(
     )
     say(f"{len(demonstrations.episodes)} demonstrations, {len(demonstrations)} moments; training {train}")
     batches = [held_out.batch(i, cfg.train.batch_size, seed=0) for i in range(cfg.validation_batches)]
+
+    def batch(step: int, rows: slice | None = None) -> Demo:
+        return demonstrations.batch(step, cfg.train.batch_size, cfg.train.seed, rows)
+
     return fit(
         policy,
-        lambda step: demonstrations.batch(step, cfg.train.batch_size, cfg.train.seed),
+        batch,
         cfg.train,
         out,
+        share=batch,
         validate=lambda: validate(policy, batches),
         param_groups=groups(policy, came, train, cfg.pretrained_lr),
         metadata={
@@ -155,6 +136,13 @@ def finetune(
     )
 
 
+def resolve(cfg: FinetuneConfig, start: Checkpoint | None) -> FinetuneConfig:
+    """What follows from the rest: the policy from the run to start from, the data from the policy."""
+    if start is not None:
+        cfg = replace(cfg, policy=replace(cfg.policy, policy=policy_of(start)))
+    return replace(cfg, data=demo_config(cfg))
+
+
 def demo_config(cfg: FinetuneConfig) -> DemoConfig:
     shape = cfg.policy.policy
     return replace(
@@ -167,12 +155,17 @@ def demo_config(cfg: FinetuneConfig) -> DemoConfig:
 
 
 def _load(init: Path) -> Checkpoint:
-    from lawm_policy import checkpoint
+    from lawm_policy.policies.loading import load_run
 
-    found = checkpoint.load(init)
+    found = load_run(init)
     if found.kind not in ("pretrained", "finetuned"):
         raise UserError(
             f"expected a pretrained or finetuned run, found '{found.kind}' at {init}: give another --init"
+        )
+    if found.meta.get("phase") == "world":
+        raise UserError(
+            f"expected a run whose policy has learnt, found the world model's at {init}: "
+            "give the run that it lies in"
         )
     return found
 

@@ -28,9 +28,9 @@ class InspectArgs:
 
     data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
     """The store."""
-    sheet: Path | None = None
+    sheet: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(left out: none)")] = None
     """Write a contact sheet (PNG) here."""
-    json: Path | None = None
+    json: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(left out: nowhere)")] = None
     """Write everything that is printed here, as JSON."""
     full: bool = False
     """Decode every frame instead of counting them."""

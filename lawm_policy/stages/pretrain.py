@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING
 
 from lawm_policy.console import say
 from lawm_policy.data.clips import ClipConfig, ClipDataset
 from lawm_policy.recipe import RecipeConfig
+from lawm_policy.stages.arguments import PretrainArgs
 from lawm_policy.training import FitResult, TrainConfig
 from lawm_policy.types import UserError
 
@@ -23,35 +23,32 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class WorldFirst:
+    """z and the world model learn first, and rest while the policy, as `train` says, clones z."""
+
+    steps: int = 0  # 0: all of it learns together
+    batch_size: int = 16
+    lr: float = 5e-4
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     data: ClipConfig = field(default_factory=ClipConfig)  # cameras, size and length follow the policy's
     weights: tuple[float, ...] = ()  # how often each --data is drawn from; left out: by its number of clips
+    world: WorldFirst = field(default_factory=WorldFirst)
     train: TrainConfig = field(default_factory=TrainConfig)
     validation_clips: int = 256
 
 
-@dataclass(frozen=True)
-class PretrainArgs:
-    """Pretrain by world modelling on unlabelled videos (stores made by `lawm import` or `lawm collect`)."""
-
-    config: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIG")]
-    """a recipe: lawm, inverse-kl, variational, debug, or a YAML file"""
-    data: tuple[Path, ...]
-    """one or more episode stores; captions are used where there are any, actions never"""
-    out: Path
-    """the run's folder, made anew"""
-    resume: bool = False
-    """go on where this run stopped"""
-    force: bool = False
-    """replace an existing run"""
-    overrides: tyro.conf.Suppress[tuple[tuple[str, str], ...]] = ()
-
-
 def run(args: PretrainArgs) -> int:
     from lawm_policy.config import load_config
+    from lawm_policy.explain import explain
 
     cfg = load_config(args.config, PretrainConfig, args.overrides, stage="pretrain")
+    if args.show:
+        print(explain(replace(cfg, data=clip_config(cfg))), end="")
+        return 0
     result = pretrain(cfg, args.data, args.out, resume=args.resume, force=args.force)
     return 143 if result.stopped == "sigterm" else 0
 
@@ -70,39 +67,59 @@ def pretrain(
     training batch (a function of the step, so that a resumed run sees the same)."""
     import torch
 
+    from lawm_policy.checkpoint import load_exactly
     from lawm_policy.config import to_dict
+    from lawm_policy.policies.loading import load_run
     from lawm_policy.recipe import Recipe
-    from lawm_policy.runs import check_out, open_run
+    from lawm_policy.runs import WORLD, check_out, open_run
     from lawm_policy.training import fit
 
     check_out(out, resume=resume, force=force)
     cfg = replace(cfg, data=clip_config(cfg))
+    if cfg.world.steps and cfg.recipe.source != "inverse":
+        raise UserError(
+            f"expected world.steps=0 with source '{cfg.recipe.source}', found {cfg.world.steps}: "
+            "only a policy that clones latents can wait for them"
+        )
+    first = replace(cfg.train, **to_dict(cfg.world)) if cfg.world.steps else None
     torch.manual_seed(cfg.train.seed)
     recipe = (module or Recipe)(cfg.recipe)
     clips = ClipDataset(_weighted(data, cfg.weights), cfg.data, split="train")
     held_out = validation_batches(data, cfg)
-    open_run(
-        out, cfg, data=dict(clips.fingerprints), seeds={"train": cfg.train.seed}, resume=resume, force=force
-    )
+    facts = dict(clips.fingerprints)
+    open_run(out, cfg, data=facts, seeds={"train": cfg.train.seed}, resume=resume, force=force)
     say(
         f"source {cfg.recipe.source}, {_millions(recipe)} parameters, "
         f"{len(clips)} clips of {cfg.data.length} frames"
     )
 
-    def batch(step: int) -> Clip:
-        drawn = clips.batch(step, cfg.train.batch_size, cfg.train.seed)
-        return drawn if change is None else change(step, drawn)
+    def train(settings: TrainConfig, out: Path) -> FitResult:
+        def batch(step: int, rows: slice | None = None) -> Clip:
+            drawn = clips.batch(step, settings.batch_size, settings.seed, rows)
+            return drawn if change is None else change(step, drawn)
 
-    return fit(
-        recipe,
-        batch,
-        cfg.train,
-        out,
-        validate=lambda: validate(recipe, held_out),
-        on_validate=lambda step: _film(recipe, held_out, out, step),
-        metadata={"kind": "pretrained", "config": to_dict(cfg), "data": dict(clips.fingerprints)},
-        resume=resume,
-    )
+        return fit(
+            recipe,
+            batch,
+            settings,
+            out,
+            share=batch if change is None else None,  # a change may mix the rows
+            validate=lambda: validate(recipe, held_out),
+            on_validate=None if recipe.phase == "clone" else partial(_film, recipe, held_out, out),
+            metadata={"kind": "pretrained", "config": to_dict(cfg), "data": facts, "phase": recipe.phase},
+            resume=resume,
+        )
+
+    if first is None:
+        return train(cfg.train, out)
+    recipe.enter("world")
+    done = train(first, out / WORLD)
+    if done.stopped == "sigterm":
+        return done
+    best = load_run(out / WORLD)
+    load_exactly(recipe, best.tensors("model"), best.folder)
+    recipe.enter("clone")
+    return train(cfg.train, out)
 
 
 def clip_config(cfg: PretrainConfig) -> ClipConfig:
@@ -126,7 +143,8 @@ def validation_batches(data: tuple[Path, ...], cfg: PretrainConfig) -> list[Clip
 
 
 def validate(recipe: Recipe, clips: list[Clip]) -> dict[str, float]:
-    """Held-out losses, and whether z is used."""
+    """Held-out losses, and whether z is used. "loss", which decides `best`, is of the frames alone where z is
+    learnt: cloning it and its bottleneck cost nothing at first, and more the more it says."""
     import torch
 
     from lawm_policy.measures import z_use
@@ -138,7 +156,7 @@ def validate(recipe: Recipe, clips: list[Clip]) -> dict[str, float]:
     with torch.no_grad():
         losses = [recipe(clip) for clip in clips]
     metrics = {key: _mean([row[key] for row in losses]) for key in losses[0]}
-    metrics |= z_use(recipe, clips)
+    metrics |= z_use(recipe, clips) | {"loss": metrics.get("frames", metrics["loss"])}
     recipe.train(was_training)
     return metrics
 

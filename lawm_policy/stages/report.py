@@ -278,13 +278,15 @@ def _strips(runs: list[TrainingRun]) -> str:
     parts: list[str] = []
     left = PICTURE_BYTES
     for r in runs:
-        chosen = r.strips if len(r.strips) <= 2 else [r.strips[0], r.strips[-1]]
-        for path in chosen:
+        shown: dict[Path, bytes] = {}
+        for path in dict.fromkeys([*r.strips[-1:], *r.strips[:1]]):  # the last matters most
             content = embed(path, PNG)
             if len(content) > left:
                 say(f"left out: {path}, to keep the page small")
                 continue
             left -= len(content)
+            shown[path] = content
+        for path, content in sorted(shown.items()):
             told = f"{r.name}: truth, prediction, prediction with the latent actions of another clip"
             parts.append(html.picture(content, told, f"{r.name}, {_words(path.stem)}"))
     if not parts:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lawm_policy.runs import WORLD
 from lawm_policy.sim import protocol
 from lawm_policy.sim.protocol import SUMMARY, VIDEO, Episode, Record
 from lawm_policy.types import UserError
@@ -86,6 +87,8 @@ def read(places: Sequence[str]) -> Sources:
         elif (folder / RESULT).is_file():
             sources.benchmarks.append(Benchmark(name, folder, _result(folder / RESULT)))
         else:
+            if (folder / WORLD / METRICS).is_file():
+                sources.runs.append(_run(f"{name}, z and world model", folder / WORLD))
             sources.runs.append(_run(name, folder))
         if not sources.note and (folder / NOTE).is_file():
             sources.note = (folder / NOTE).read_text(encoding="utf-8", errors="replace").strip()

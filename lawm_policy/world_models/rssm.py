@@ -168,7 +168,10 @@ class Rssm(nn.Module):
         weight = 1.0 + self.cfg.moving_weight * moved(target, first.frames_BVCHW, self.cfg.moving_threshold)
         weight = weight * first.view_mask_BV[:, None, :, None, None, None]
         error = (painted - target).abs() + 4.0 * (painted - target).square()
-        return (weight * error).sum() / weight.expand_as(error).sum()
+        # Each view counts alike: all of a wrist camera's pixels move, and few of a still one's.
+        total_V, weight_V = (x.sum((0, 1, 3, 4, 5)) for x in (weight * error, weight.expand_as(error)))
+        there_V = weight_V > 0
+        return (total_V / weight_V.clamp_min(1.0)).sum() / there_V.sum()
 
     def _draw(self, params: Tensor) -> Tensor:
         mean, log_std = self._split(params)

@@ -28,6 +28,29 @@ def test_every_tensor_learns_from_one_camera_videos(source: str) -> None:
     assert not silent
 
 
+def test_each_phase_trains_its_own_part_and_leaves_nothing_out() -> None:
+    recipe = build("inverse")
+    names = [name for name, _ in recipe.named_parameters()]
+    mine = {name for name in names if name.startswith("encoder.policy")}
+    learns = {"world": set(names) - mine, "clone": mine, "all": set(names)}
+    for phase in ("world", "clone", "all"):
+        recipe.enter(phase)
+        recipe.zero_grad()
+        recipe(tiny.clip(8, views=(True, False)))["loss"].backward()
+        moved = {n for n, p in recipe.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        assert moved == learns[phase], phase
+
+
+def test_what_is_cloned_last_is_z_without_noise_or_disguise() -> None:
+    cfg = tiny.RECIPES["inverse"]
+    recipe = Recipe(replace(cfg, inverse=replace(cfg.inverse, disguise=True)))
+    clip, said = tiny.clip(4), []
+    recipe.encoder.clone = lambda _, z_BTZ: said.append(z_BTZ) or {"clone": z_BTZ.sum()}
+    recipe.enter("clone")
+    recipe.train()(clip)
+    assert torch.equal(said[0], recipe.eval().encoder.infer(clip)[0])
+
+
 def test_every_chunk_index_learns_from_the_frame_loss() -> None:
     recipe = build("policy")
     clip = tiny.clip(4)

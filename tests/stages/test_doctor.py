@@ -2,18 +2,20 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
+from lawm_policy.sim import libero_assets
 from lawm_policy.stages import doctor
 
 
 def consult(*arguments, **environment):
     return subprocess.run(
         [sys.executable, "-m", "lawm_policy", "doctor", *arguments],
-        env=os.environ | environment,
+        env=os.environ | {"LAWM_LIBERO_ASSETS": "/nowhere"} | environment,  # a frame of LIBERO takes long
         capture_output=True,
         text=True,
         timeout=120,
@@ -54,10 +56,13 @@ def test_a_package_that_cannot_be_imported_is_named_and_the_rest_is_still_told(t
 
 
 @pytest.mark.slow
-def test_rendering_switched_off_is_broken_and_says_what_to_type():
-    done = consult(MUJOCO_GL="disable")
-    assert done.returncode == 1
-    assert "MUJOCO_GL=disable" in done.stdout and "-> export MUJOCO_GL=" in done.stdout
+@pytest.mark.parametrize("backend", ["disable", "glfw", "no-such"])
+def test_rendering_that_cannot_work_is_broken_and_says_what_to_type(monkeypatch, backend):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    done = consult(MUJOCO_GL=backend)
+    assert done.returncode == 1 and done.stderr == ""
+    assert f"MUJOCO_GL={backend}" in done.stdout or "FAIL  render glfw" in done.stdout
+    assert "-> export MUJOCO_GL=" in done.stdout
     assert done.stdout.rstrip().endswith("things are broken: see ->.")
 
 
@@ -97,6 +102,53 @@ def test_little_disk_is_told_before_it_is_none(monkeypatch, free, state):
         doctor.shutil, "disk_usage", lambda path: doctor.shutil._ntuple_diskusage(1e12, 0, free)
     )
     assert doctor._disk().state == state
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """LIBERO's packages, as if the right ones were installed; a test may change some."""
+    versions = dict(libero_assets.PINNED)
+    monkeypatch.setattr(libero_assets, "_version", versions.get)
+    monkeypatch.delenv(libero_assets.ANY_VERSION, raising=False)
+    return versions
+
+
+def test_libero_that_is_not_installed_is_a_note_with_what_to_type(installed):
+    del installed["robosuite"]
+    (finding,) = doctor._libero()
+    assert finding.state == "note" and "not installed (no robosuite)" in finding.found
+    assert finding.mend.startswith("make libero (without a clone: pip install")
+
+
+def test_another_mujoco_than_libero_s_is_broken_unless_it_is_wanted(installed, monkeypatch):
+    installed["mujoco"] = "3.4.0"
+    monkeypatch.setenv("LAWM_LIBERO_ASSETS", "/nowhere")
+    (finding,) = doctor._libero()
+    assert finding.state == "broken" and finding.mend == "make libero"
+    assert "mujoco 3.4.0; its numbers need mujoco 3.3.2" in finding.found
+    monkeypatch.setenv(libero_assets.ANY_VERSION, "1")
+    assert [f.state for f in doctor._libero()] == ["note", "note"]
+
+
+def test_libero_without_assets_or_with_a_frame_that_fails_says_so(installed, monkeypatch, tmp_path):
+    monkeypatch.setenv("LAWM_LIBERO_ASSETS", str(tmp_path))
+    _, assets = doctor._libero()
+    assert assets.state == "note" and "files missing in" in assets.found and "mend that folder" in assets.mend
+    whole = libero_assets.Assets(tmp_path, (), (), approximated=True, verified=False)
+    monkeypatch.setattr(libero_assets, "examine", lambda folder, thorough: whole)
+    monkeypatch.setattr(doctor, "LIBERO", "raise RuntimeError('no context')")
+    _, assets, frame = doctor._libero()
+    assert assets.state == "ok" and assets.found.startswith("approximated in")
+    assert frame.state == "broken" and frame.found == "RuntimeError: no context" and frame.mend
+
+
+@pytest.mark.libero
+@pytest.mark.slow
+def test_a_real_frame_of_libero_is_rendered():
+    package, assets, frame = doctor._libero()
+    assert [f.state for f in (package, assets, frame)] == ["ok", "ok", "ok"], frame
+    assert "mujoco 3.3.2" in package.found
+    assert re.fullmatch(r"\d+ ms a picture of 128 px, (egl|osmesa) \(.+\)", frame.found)
 
 
 def test_a_probe_that_dies_or_hangs_is_one_line(monkeypatch):

@@ -249,13 +249,18 @@ def test_distractors_are_another_protocol(tmp_path):
         evaluate.run(arguments(tmp_path / "a", "Wanderer", **common, distractors=2, resume=True))
 
 
-def test_no_opengl_is_said_before_anything_is_written(tmp_path):
+@pytest.mark.parametrize(
+    ("backend", "said"), [("disable", "none"), ("glfw", "DISPLAY"), ("no-such", "invalid value")]
+)
+def test_no_opengl_is_said_before_anything_is_written(tmp_path, backend, said):
     command = [sys.executable, "-m", "lawm_policy", "eval", "x", "--policy-factory", "fake_suite:Wanderer"]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "MUJOCO_GL": "disable"}
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "MUJOCO_GL": backend}
+    environment.pop("DISPLAY", None)
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "e")], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 2 and "OpenGL" in done.stderr and done.stderr.count("\n") == 1
+    assert said in done.stderr
     assert not (tmp_path / "e").exists()
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +14,11 @@ import torch
 from made_stores import made_store
 
 import lawm_policy as lp
-from lawm_policy import checkpoint
+from lawm_policy import checkpoint, config, training
 from lawm_policy.cli import main
+from lawm_policy.stages import report_sources
+from lawm_policy.stages.pretrain import PretrainConfig, pretrain
+from lawm_policy.training import FitResult
 
 SMALL = ["--set", "train.steps=6", "train.batch_size=4", "train.save_every=3", "train.log_every=1"]
 
@@ -44,7 +50,61 @@ def test_pretraining_leaves_a_run_that_says_what_made_it(work: Path) -> None:
         json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines() if '"val"' in row
     ]
     assert {"loss", "frames", "clone", "moving_mse", "shuffled_cost", "mean_cost"} <= validated[-1].keys()
+    assert all(row["loss"] == row["frames"] for row in validated)  # cloning costs most when z says most
     assert list((run / "strips").glob("*.png"))
+
+
+def test_the_world_may_be_learnt_first_and_rests_while_the_policy_clones(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "pretrain",
+        "debug",
+        "--data",
+        str(work / "videos"),
+        *SMALL,
+        "world.steps=4",
+        "world.lr=0.01",
+    ]
+    assert main([*arguments, "--out", str(work / "phases")]) == 0
+    first, last = (checkpoint.load(run).tensors("model") for run in (work / "phases/world", work / "phases"))
+    for name, tensor in last.items():
+        assert torch.equal(tensor, first[name]) != name.startswith("encoder.policy."), name
+    rows = [json.loads(row) for row in (work / "phases/metrics.jsonl").read_text().splitlines()]
+    validated = [row for row in rows if row["split"] == "val"]
+    assert all(row["loss"] == pytest.approx(row["clone"] + row["choice"]) for row in validated)
+    runs = report_sources.read([f"videos={work / 'phases'}"]).runs
+    assert [(run.name, bool(run.strips)) for run in runs] == [
+        ("videos, z and world model", True),
+        ("videos", False),
+    ]
+    start = ["finetune", "debug", "--data", str(work / "demos"), "--init", str(work / "phases/world")]
+    assert "a run whose policy has learnt" in refused(capsys, [*start, "--out", str(work / "x")])
+    shutil.rmtree(work / "phases/checkpoints")  # as if it had been stopped between the two
+    (work / "phases/metrics.jsonl").unlink()
+    assert main([*arguments, "--out", str(work / "phases"), "--resume"]) == 0
+    again = checkpoint.load(work / "phases").tensors("model")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in last.items())
+
+
+def test_fine_tuning_starts_from_the_checkpoint_that_was_best(work: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(work / "pretrained", tmp_path / "run", symlinks=True)
+    (run / "checkpoints/best").unlink(missing_ok=True)
+    (run / "checkpoints/best").symlink_to("step-00000003")  # the last is of step 6
+    assert finetune(work, "from-best", "--init", str(run), "--train", "controller") == 0
+    came = checkpoint.load(work / "from-best").tensors("model")
+    best, last = (checkpoint.load(run, which=w).tensors("model") for w in ("best", "last"))
+    frozen = [name for name in came if name.startswith("policy.trunk.") and f"encoder.{name}" in best]
+    assert frozen and all(torch.equal(came[name], best[f"encoder.{name}"]) for name in frozen)
+    assert not all(torch.equal(best[f"encoder.{name}"], last[f"encoder.{name}"]) for name in frozen)
+
+
+def test_only_a_policy_that_clones_can_wait(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["pretrain", "lawm", "--data", str(work / "videos"), "--out", str(work / "x"), "--set"]
+    assert "expected world.steps=0 with source 'policy'" in refused(capsys, [*run, "world.steps=4"])
+    run[1] = "debug"
+    assert "expected steps >= 1, found -4" in refused(capsys, [*run, "world.steps=-4"])
+    assert not (work / "x").exists()
 
 
 def test_the_pretrained_parts_speak_the_protocol(work: Path) -> None:
@@ -69,7 +129,7 @@ def test_finetuning_says_what_came_from_pretraining(work: Path, capsys: pytest.C
 def test_what_came_from_pretraining_is_what_it_trained(work: Path) -> None:
     """With everything but the controller frozen, those tensors are pretraining's, bit for bit."""
     assert finetune(work, "controlled", "--init", str(work / "pretrained"), "--train", "controller") == 0
-    before = checkpoint.load(work / "pretrained", which="last").tensors("model")
+    before = checkpoint.load(work / "pretrained", which="best").tensors("model")
     after = checkpoint.load(work / "controlled", which="last").tensors("model")
     shared = [name for name in after if name.startswith("policy.")]
     assert shared and all(torch.equal(after[name], before[f"encoder.{name}"]) for name in shared)
@@ -109,6 +169,54 @@ def test_resuming_gives_what_was_never_stopped(work: Path) -> None:
     assert main(["pretrain", "debug", *data, "--out", parts, "--resume", *SMALL]) == 0
     a, b = (checkpoint.load(run, which="last").tensors("model") for run in (whole, parts))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_show_prints_what_a_run_would_record_and_writes_nothing(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def shown(*argv: str) -> Any:
+        capsys.readouterr()
+        assert main([*argv, "--show"]) == 0
+        (text, err) = capsys.readouterr()
+        assert err == "" and "# decay of the weights' average; 0: off" in text
+        return config.parse_yaml(text, "what was shown")
+
+    def recorded(run: str) -> Any:
+        return config.parse_yaml((work / run / "config.yaml").read_text(), run)
+
+    assert shown("pretrain", "debug", *SMALL) == recorded("pretrained")
+    assert finetune(work, "shown", "--init", str(work / "pretrained"), "--head", "fresh") == 0
+    start = ["--init", str(work / "pretrained")]
+    found = shown("finetune", "debug", *start, "--head", "fresh", "--out", "new", *SMALL)
+    assert found == recorded("shown") and found["policy"]["head"] == "fresh"
+    assert shown("finetune", "debug", "--policy.head", "fresh")["policy"]["head"] == "fresh"
+    assert not list(tmp_path.iterdir())
+    assert "expected CONFIG, found nothing" in refused(capsys, ["pretrain", "--show"])
+    assert "did you mean 'train.lr'" in refused(capsys, ["pretrain", "debug", "--show", "--train.lrr", "1"])
+
+
+def test_a_process_of_several_is_given_the_rows_of_the_same_batch(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def no_fit(model: Any, batches: Any, cfg: Any, out: Any, *, share: Any, **_: Any) -> FitResult:
+        seen.append((batches(3), share(3, slice(1, 3)) if share else None))
+        return FitResult(0, None, None, 0.0, "done")
+
+    monkeypatch.setattr(training, "fit", no_fit)
+    data = ["--data", str(work / "videos"), "--out", str(work / "unfit")]
+    assert main(["pretrain", "debug", *data, *SMALL]) == 0
+    assert finetune(work, "unfit-too") == 0
+    for whole, share in seen:
+        for part in dataclasses.fields(whole):
+            expected, found = (getattr(batch, part.name) for batch in (whole.rows(slice(1, 3)), share))
+            assert torch.equal(found, expected) if isinstance(found, torch.Tensor) else found == expected
+    cfg = config.load_config("debug", PretrainConfig, stage="pretrain")
+    pretrain(cfg, (work / "videos",), work / "changed", change=lambda step, clip: clip)
+    assert [share is None for _, share in seen] == [False, False, True]  # a change needs the whole batch
 
 
 def refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:

@@ -60,6 +60,21 @@ def test_a_subset_of_steps_is_decoded_and_the_last_always() -> None:
     assert model.eval()._steps_to_decode(6, torch.device("cpu")).tolist() == list(range(6))
 
 
+def test_a_view_counts_alike_however_much_of_it_moves() -> None:
+    torch.manual_seed(0)
+    model = Rssm(CONFIG, 32, 2, 8)
+    clip = tiny.clip(2)
+    first = model.encode(clip.frames_BTVCHW[:, 0], clip.view_mask_BV)
+    truth = first.frames_BVCHW[:, None].repeat(1, 3, 1, 1, 1, 1)
+    truth[:, :, 0] = 0.4  # all of the first view moves, nothing of the second
+    errors = []
+    for view in (0, 1):
+        painted = truth.clone()
+        painted[:, :, view] += 0.1
+        errors.append(model._frame_loss(painted, truth, first))
+    torch.testing.assert_close(*errors)
+
+
 def test_moved_marks_what_moved() -> None:
     first = torch.zeros(1, 1, 3, 4, 4)
     later = first[:, None].clone()

@@ -12,10 +12,10 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import mujoco
 import numpy as np
 import yaml
 
+from lawm_policy.sim.engine import mujoco
 from lawm_policy.types import UserError
 
 EMBODIMENTS = ("arm5", "arm6", "arm7", "hand")

@@ -1,0 +1,47 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lawm_policy.sim.engine import mujoco
+from lawm_policy.sim.rendering import CameraRig
+from lawm_policy.types import UserError
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"MUJOCO_GL": "glfw"}, "DISPLAY"),
+        ({"MUJOCO_GL": "glfw", "DISPLAY": ":4321"}, "Failed to open display :4321"),
+        ({"MUJOCO_GL": "no-such"}, "invalid value"),
+        ({"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "osmesa"}, "PYOPENGL_PLATFORM"),
+    ],
+)
+def test_opengl_that_cannot_work_is_one_line(tmp_path, environment, said):
+    plain = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "PYOPENGL_PLATFORM")}
+    command = [sys.executable, "-m", "lawm_policy", "collect", "tabletop", "--episodes", "1"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "demos")], env=plain | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    expected = f"lawm collect: expected OpenGL to work with MUJOCO_GL={environment['MUJOCO_GL']}, found "
+    assert done.stderr.startswith(expected) and said in done.stderr and "`lawm doctor`" in done.stderr
+    assert not (tmp_path / "demos").exists()
+
+
+def test_what_half_made_objects_complain_of_is_not_heard(monkeypatch):
+    class Broken:
+        def __init__(self, *_):
+            raise ImportError("no device")
+
+        def __del__(self):
+            raise AttributeError("_context")
+
+    heard = []
+    monkeypatch.setattr(mujoco, "Renderer", Broken)
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
+    hook = sys.unraisablehook
+    with pytest.raises(UserError, match=r"found ImportError: no device: `lawm doctor`"):
+        CameraRig(mujoco.MjModel.from_xml_string("<mujoco/>"), 32)
+    assert not heard and sys.unraisablehook is hook

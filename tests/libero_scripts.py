@@ -58,9 +58,9 @@ def pick_and_place(env, name, target, grasp=0.02):
 
     up = np.array([0, 0, 0.12])
     go(lambda: place(name) + up, -1, 40)
-    go(lambda: place(name) + [0, 0, grasp], -1, 40)
+    go(lambda: place(name) + np.array([0, 0, grasp]), -1, 40)
     act(np.zeros(3), 1, 8)
-    high = hand() + [0, 0, 0.22]
+    high = hand() + np.array([0, 0, 0.22])
     go(high, 1, 30, near=0.03)
     go(lambda: np.r_[place(target)[:2], high[2]], 1, 50, near=0.02)
     act(np.zeros(3), -1, 12)

@@ -38,7 +38,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     """One task.
 
     `command="ee"`: LIBERO's own action, the hand's move in [-1, 1]^6 (OSC_POSE), and the gripper.
-    `command="joint"`: seven absolute joint targets, reached within the step, and the gripper.
+    `command="joint"`: seven absolute joint targets, to be reached at the step's end, and the gripper.
     The gripper is in [-1 open, +1 closed]. The state is LeRobot's eight numbers (position, axis-angle,
     fingers); with joint commands the seven joint positions follow.
     `render_now = False` makes observations black and cheap, for those who look only now and then.

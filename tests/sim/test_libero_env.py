@@ -232,7 +232,7 @@ def test_wrong_use_says_what_to_do(env):
         env.reset(options={"init_state": np.zeros(3)})
     env.reset(seed=0)
     for wrong in (np.zeros(6), np.r_[np.zeros(6), np.nan]):
-        with pytest.raises(UserError, match="7,.*finite numbers"):
+        with pytest.raises(UserError, match=r"7,.*finite numbers"):
             env.step(wrong)
     for settings, said in (
         ({"command": "joints"}, "command among ee, joint"),

@@ -67,7 +67,7 @@ class CameraRig:
             )
         if _drawn_by - {os.getpid()}:
             raise UserError(
-                "expected images in a process started afresh, found a fork of one that has drawn some (OpenGL "
+                "expected images in a process started afresh, found a fork of one that has drawn (OpenGL "
                 'would hang): start processes by spawn (with Gymnasium, vector_kwargs={"context": "spawn"})'
             )
         self._renderer = _open_renderer(model, size)

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -178,13 +178,15 @@ def describe(suite: Suite, actor: Actor, card: Mapping[str, Any], execute: int, 
 
 def difference(a: Any, b: Any, path: str = "") -> str | None:
     """The first key in which two protocols differ, as "visuals.distractors: 0 and 2"."""
+    return next(differences(a, b, path), None)
+
+
+def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in sorted({*a, *b}):
-            found = difference(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
-            if found:
-                return found
-        return None
-    return None if a == b else f"{path}: {json.dumps(a)} and {json.dumps(b)}"
+            yield from differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
+    elif a != b:
+        yield f"{path}: {json.dumps(a)} and {json.dumps(b)}"
 
 
 def grid(tasks: Sequence[str], episodes: int, first: int, seed: int) -> list[Episode]:

@@ -97,7 +97,7 @@ def run(args: EvaluateArgs) -> int:
     cells = protocol.grid(tasks, args.episodes, first, args.seed)
     actor: Actor = load_function(args.policy_factory)(args.run)
     execute = args.execute or actor.execute
-    card = check_match(suite, actor)
+    card = check_match(suite, actor, args.distractors)
     summary = {
         "protocol": protocol.describe(suite, actor, card, execute, args.distractors),
         "policy": {
@@ -215,7 +215,7 @@ def film_name(episode: Episode) -> str:
     return f"{episode.task}-{episode.init_state}-{episode.seed}.mp4"
 
 
-def check_match(suite: Suite, actor: Actor) -> dict[str, Any]:
+def check_match(suite: Suite, actor: Actor, distractors: int = 0) -> dict[str, Any]:
     """The robot card, once the policy and the simulated robot agree on it."""
     unknown = [name for name in actor.cameras if name not in suite.cameras]
     if unknown:
@@ -224,7 +224,7 @@ def check_match(suite: Suite, actor: Actor) -> dict[str, Any]:
             f"{', '.join(unknown)}: evaluate it where its cameras are"
         )
     try:
-        env = _make(suite, actor)
+        env = _make(suite, actor, distractors)
     except (KeyError, ValueError) as error:
         raise UserError(f"expected a robot of suite {suite.name}, found the policy's ({error})") from error
     try:

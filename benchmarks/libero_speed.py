@@ -236,8 +236,134 @@ def _told(success: Any, steps: int, state_S: np.ndarray, policy: Policy, reset: 
 
 def _milliseconds(work: Callable[[], object], times: int) -> float:
     work()
+    found = []
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        found.append(1e3 * (time.perf_counter() - began))
+    return float(np.median(found))
+
+
+# ---------------------------------------------------------------------- the comparison
+
+
+class Side:
+    """The parent's end of one side."""
+
+    def __init__(self, name: str, core: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, name, core), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._pipe.recv()
+
+    def do(self, what: str, *arguments: Any) -> tuple[float, Any]:
+        """Seconds it took, by its own clock, and what it found."""
+        self._pipe.send((what, arguments))
+        seconds, found = self._pipe.recv()
+        return seconds, found
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join()
+
+
+def main(args: Args) -> None:
+    started = time.monotonic()
+    tasks, episodes = (args.tasks[:1], 2) if args.quick else (args.tasks, args.episodes)
+    core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    sides = [Side(name, core) for name in SIDES]
+    commands = sides[-1].do("record", tasks, episodes)[1]
+    made: dict[str, list[float]] = {name: [] for name in SIDES}
+    played: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
+    parts: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
+    for task in tasks:
+        for side in sides:
+            made[side.name].append(side.do("make", task)[0])
+        for state in range(episodes):
+            for k in range(len(sides)):  # who is first changes
+                side = sides[(k + state) % len(sides)]
+                seconds, found = side.do("play", state, commands[task, state])
+                played[side.name].append({"task": task, "state": state, "seconds": seconds, **found})
+        for side in sides:
+            parts[side.name].append(side.do("parts")[1])
+    same = tuple(t for t in tasks if t.startswith(tasks[0].rpartition("-")[0]))
+    megabytes = sides[-1].do("memory", same, 20 if args.quick else args.memory)[1]
+    for side in sides:
+        side.close()
+    args.out.mkdir(parents=True, exist_ok=True)
+    raw = {"made": made, "played": played, "parts": parts, "megabytes": [round(m, 1) for m in megabytes]}
+    (args.out / "raw.json").write_text(json.dumps(raw, indent=0) + "\n")
+    rows, targets = judge(made, played, parts, megabytes)
+    write_result(
+        args.out,
+        question="How many episodes of LIBERO an hour, on one core?",
+        seconds=time.monotonic() - started,
+        seeds=[0],
+        rows=rows,
+        targets=targets,
+        notes=f"{len(tasks)} tasks ({', '.join(tasks)}), {episodes} stored states each, chunks of {EXECUTE} "
+        f"executed, two cameras at {PIXELS} px, limit {LIMIT}. Making the environment counts, once a task. A "
+        "ratio's interval is that of the median of the ratios of single episodes. `ladder` takes one change "
+        "after the other from LIBERO's way to ours, computed from the measured parts for an episode of mean "
+        "length.",
+    )
+
+
+def judge(
+    made: dict[str, list[float]],
+    played: dict[str, list[dict[str, Any]]],
+    parts: dict[str, list[dict[str, float]]],
+    megabytes: list[float],
+) -> tuple[list[dict[str, Any]], list[Target]]:
+    rows: list[dict[str, Any]] = []
+    for name in SIDES:
+        episodes = played[name]
+        total = sum(made[name]) + sum(e["seconds"] for e in episodes)
+        rows.append(
+            {
+                "what": name,
+                "episodes an hour": 3600 * len(episodes) / total,
+                "s an episode": float(np.mean([e["seconds"] for e in episodes])),
+                "of it policy": float(np.mean([e["policy"] for e in episodes])),
+                "of it reset": float(np.mean([e["reset"] for e in episodes])),
+                "s to make": float(np.mean(made[name])),
+                "ms a step": float(np.mean([p["step"] for p in parts[name]])),
+                "ms an image": float(np.mean([p["image"] for p in parts[name]])),
+                "successes": sum(e["success"] for e in episodes),
+            }
+        )
+    targets = []
+    equal = {"exact": ("success", "steps", "state", "pixels"), "lite": ("success", "steps", "state")}
+    for row, goal in ((rows[1], ">= 5"), (rows[2], ">= 9")):
+        name = row["what"]
+        pairs = list(zip(played[SIDES[0]], played[name], strict=True))
+        value = row["episodes an hour"] / rows[0]["episodes an hour"]
+        interval = interval_of_median([a["seconds"] / b["seconds"] for a, b in pairs])
+        targets.append(Target(f"{name}: episodes an hour, times LIBERO's own", goal, value, interval))
+        unequal = sum(any(a[key] != b[key] for key in equal[name]) for a, b in pairs)
+        what = f"{name}: episodes of {len(pairs)} not bit-equal in {', '.join(equal[name])}"
+        targets.append(Target(what, "<= 0", unequal))
+    early, late = megabytes[len(megabytes) // 10 : len(megabytes) // 5], megabytes[-(len(megabytes) // 10) :]
+    growth = float(np.median(late) - np.median(early))
+    targets.append(Target(f"memory's growth over {len(megabytes)} episodes, MB", "<= 20", growth))
+    steps = float(np.mean([e["steps"] for e in played[SIDES[0]]]))
+    return rows + _ladder(rows[0], rows[1], rows[2], steps), targets
+
+
+def _ladder(
+    libero: dict[str, float], exact: dict[str, float], lite: dict[str, float], steps: float
+) -> list[dict[str, Any]]:
+    """Seconds an episode after each change, from the parts."""
+    looks = float(np.ceil(steps / EXECUTE))
+
+    def seconds(step: float, image: float, frames: float, reset: float) -> float:
+        return (steps * step + frames * image) / 1e3 + reset + libero["of it policy"]
+
     step, image, reset = "ms a step", "ms an image", "of it reset"
-    taken = [
+    changes = [
         ("LIBERO's own", libero[step], libero[image], 2 * steps, libero[reset]),
         ("only frames that are seen", libero[step], libero[image], 2 * looks, libero[reset]),
         ("our reset, the model kept", libero[step], libero[image], 2 * looks, exact[reset]),
@@ -245,7 +371,7 @@ def _milliseconds(work: Callable[[], object], times: int) -> float:
         ("our renderer", exact[step], exact[image], 2 * looks, exact[reset]),
         ("lite images", lite[step], lite[image], 2 * looks, lite[reset]),
     ]
-    return [{"what": f"ladder: {name}", "s an episode": seconds(*numbers)} for name, *numbers in taken]
+    return [{"what": f"ladder: {name}", "s an episode": seconds(*numbers)} for name, *numbers in changes]
 
 
 if __name__ == "__main__":

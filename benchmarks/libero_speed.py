@@ -66,7 +66,7 @@ class Policy:
     def act(self, front: np.ndarray, wrist: np.ndarray) -> np.ndarray:
         began = time.perf_counter()
         for image in (front, wrist):
-            self.seen.update(np.ascontiguousarray(image))
+            self.seen.update(image.tobytes())
         views = {"front": np.ascontiguousarray(front), "wrist": np.ascontiguousarray(wrist)}
         self._network.act({"images": views, "state": np.zeros(7, np.float32), "instruction": "do it"})
         chunk_NA = self._commands_TA[self._at : self._at + EXECUTE]

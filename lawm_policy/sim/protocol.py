@@ -96,6 +96,7 @@ class Suite:
     robot: Mapping[str, str] = field(default_factory=lambda: {"embodiment": "arm6", "command": "joint"})
     rules: Mapping[str, Any] = field(default_factory=dict)  # more of the protocol
     stored_states: int | None = None  # initial states come from a list this long, not from seeds
+    slow_tasks: bool = False  # the first episode of a task takes long: better if few workers play it
 
 
 def tabletop() -> Suite:

@@ -131,6 +131,7 @@ def run(args: EvaluateArgs) -> int:
                 jobs,
                 workers=args.workers,
                 job_seconds=args.job_seconds,
+                kind=_task if suite.slow_tasks else None,
             ):
                 cell = missing[outcome.index]
                 played = outcome.result or {"success": None, "steps": 0, "seconds": 0.0, "instruction": ""}
@@ -209,6 +210,10 @@ def begin(
         }
 
     return work
+
+
+def _task(job: tuple[Episode, bool]) -> str:
+    return job[0].task
 
 
 def film_name(episode: Episode) -> str:

@@ -213,6 +213,7 @@ def play(
     """
     _seed(episode)
     width = env.action_space.shape[0]
+    felt = _felt(env, actor)
     env.render_now = True
     observation, info = env.reset(seed=episode.init_state, options={"task": episode.task})
     actor.reset()
@@ -225,7 +226,7 @@ def play(
         if blind:
             images = {name: np.zeros_like(image) for name, image in images.items()}
         chunk_NA = check_chunk(
-            actor.act({"images": images, "state": observation["state"], "instruction": instruction}),
+            actor.act({"images": images, "state": observation["state"][felt], "instruction": instruction}),
             execute,
             width,
         )
@@ -237,6 +238,15 @@ def play(
                 watch(steps)
             if terminated or truncated or steps >= limit:
                 return bool(info["success"]), steps, instruction
+
+
+def _felt(env: Any, actor: Actor) -> list[int] | slice:
+    """Which numbers of the state the policy knows: it may have learnt from fewer than this robot tells."""
+    wanted = (actor.robot or {}).get("state_names")
+    if wanted is None:
+        return slice(None)
+    told = list(env.robot_card()["state_names"])
+    return [told.index(name) for name in wanted]
 
 
 def check_chunk(chunk_NA: Any, execute: int, width: int) -> np.ndarray:

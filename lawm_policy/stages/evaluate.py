@@ -40,6 +40,7 @@ from lawm_policy.types import UserError
 
 FILM_HZ, FILM_PIXELS = 10, 128
 ERRORS_SHOWN = 5
+MENDS = {"flip": "evaluate it with a protocol whose images are turned as those that it learnt from"}
 
 
 @dataclass(frozen=True)
@@ -237,13 +238,19 @@ def check_match(suite: Suite, actor: Actor, distractors: int = 0) -> dict[str, A
             seed=0, options={"task": next(iter(suite.limits))}
         )  # renders: no OpenGL is known here, not later
         card = dict(env.robot_card())
-        for key in ("action_names", "state_names", "rate"):
-            theirs = (actor.robot or {}).get(key, card[key])
-            if theirs != card[key]:
+        policys = actor.robot or {}
+        for key in ("action_names", "rate", "flip"):
+            theirs = policys.get(key, card.get(key))
+            if theirs != card.get(key):
                 raise UserError(
-                    f"expected the policy's {key} to be {card[key]} as in suite {suite.name}, "
-                    f"found {theirs}: fine-tune on demonstrations of this robot"
+                    f"expected the policy's {key} to be {card.get(key)} as in suite {suite.name}, "
+                    f"found {theirs}: {MENDS.get(key, 'fine-tune on demonstrations of this robot')}"
                 )
+        if strange := set(policys.get("state_names", ())) - set(card["state_names"]):
+            raise UserError(
+                f"expected the policy's state_names among {card['state_names']} as in suite {suite.name}, "
+                f"found {sorted(strange)}: fine-tune on demonstrations of this robot"
+            )
     finally:
         env.close()
     return card

@@ -151,7 +151,7 @@ def _read(demo: h5py.Group) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarr
     images = {camera: _images(seen, key) for camera, key in CAMERAS.items()}
     lengths = {"actions": len(action_TA), "states": len(state_TP)} | {n: len(i) for n, i in images.items()}
     if len(set(lengths.values())) > 1:
-        raise Unusable(f"rows differ in number: {', '.join(f'{n} {k}' for n, k in lengths.items())}")
+        raise Unusable(f"rows differ in number: {', '.join(f'{k} of {n}' for n, k in lengths.items())}")
     if seen_after(demo, joints_T7):
         images = {camera: frames[:-1] for camera, frames in images.items()}
         state_TP, action_TA = state_TP[:-1], action_TA[1:]

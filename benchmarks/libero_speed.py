@@ -201,7 +201,7 @@ class Ours:
         for task in tasks:
             env = LiberoEnv(task, protocol=self.protocol, images=False)
             for state in range(episodes):
-                commands_TA = rollout(env, state, seed=state).action_TA
+                commands_TA = rollout(env, state, init_state=state).executed_TA
                 cut = len(commands_TA) // 2 if state % CUT == CUT - 1 else len(commands_TA)
                 found[task, state] = np.asarray(commands_TA[:cut], dtype=np.float64)
             env.close()

@@ -34,7 +34,9 @@ def test_every_command_in_the_documents_is_understood(document):
         cli.parse(args_class, arguments, prog=f"lawm {verb}")
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/libero.md", "benchmarks/README.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "docs/libero.md", "benchmarks/README.md"]
+)
 def test_every_file_that_a_document_names_is_there(document):
     text = (ROOT / document).read_text()
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -346,3 +347,21 @@ def summarize(records: Sequence[Record], held_out: Sequence[str]) -> dict[str, A
             task: {**count(r for r in records if r.task == task), "held_out": task in apart} for task in tasks
         },
     }
+
+
+def telling_failures(records: Sequence[Record], others: Iterable[Record] = ()) -> list[Record]:
+    """Failures, the most informative first: where another policy succeeded from the same start, then where
+    the task mostly succeeds; tasks take turns."""
+    rate = {task: numbers["rate"] or 0.0 for task, numbers in summarize(records, ())["tasks"].items()}
+    won = {r.episode for r in others if r.success}
+    ranked = sorted(
+        (r for r in records if r.success is False),
+        key=lambda r: (r.episode not in won, -rate[r.task], r.task, r.init_state, r.seed),
+    )
+    turn: Counter[tuple[bool, str]] = Counter()
+    place: dict[Episode, tuple[bool, int]] = {}
+    for r in ranked:
+        group = (r.episode not in won, r.task)
+        place[r.episode] = (group[0], turn[group])
+        turn[group] += 1
+    return sorted(ranked, key=lambda r: place[r.episode])

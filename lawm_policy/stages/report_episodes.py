@@ -16,7 +16,7 @@ from lawm_policy.stages.report_sources import MP4, Evaluation, embed
 from lawm_policy.types import UserError
 
 MAPPED = 3  # evaluations from which on a heat map says more than the table
-MOST_MARKS = 6000  # of single episodes
+MOST_MARKED, MOST_MARKS = 4, 6000  # evaluations and episodes of which each has a mark
 FRAMES, HEIGHT = 6, 96  # of a strip
 STRIPS = 6
 
@@ -24,7 +24,8 @@ STRIPS = 6
 def section(evaluations: Sequence[Evaluation]) -> str:
     """Where each policy succeeds: task by task, then start by start."""
     parts = [_heat_map(evaluations)] if len(evaluations) >= MAPPED else []
-    if evaluations and sum(len(e.records) for e in evaluations) <= MOST_MARKS:
+    marked = 0 < len(evaluations) <= MOST_MARKED and sum(len(e.records) for e in evaluations) <= MOST_MARKS
+    if marked:
         parts.append(_marks(evaluations))
     return "".join(parts)
 
@@ -88,7 +89,8 @@ def failures(evaluations: Sequence[Evaluation], most: int = STRIPS) -> str:
             told += "; another policy here succeeds from the same start" if record.episode in won else ""
             caption = record.instruction or _words(record.task)
             strip = film_strip(films[record.episode])
-            parts.append(f"<h3>{esc(caption)}</h3>{html.photograph(strip, f'{caption}. {told}', told)}")
+            shown = html.photograph(strip, f"{caption}. {told}", told)
+            parts.append(f'<div class="cell"><h3>{esc(caption)}</h3>{shown}</div>')
     if not parts:
         return ""
     return (

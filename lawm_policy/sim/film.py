@@ -12,7 +12,7 @@ import numpy as np
 class Film:
     """Collects frames of all cameras, side by side. `watch` suits `protocol.play`.
 
-    The environment gives `model` and `data` (MuJoCo's); rendering only reads them.
+    The environment gives `data` (MuJoCo's) and a `camera_rig`; rendering only reads.
     """
 
     def __init__(self, env: Any, cameras: tuple[str, ...], pixels: int, every: int, hz: int) -> None:
@@ -24,9 +24,7 @@ class Film:
         if step % self.every:
             return
         if self._rig is None:  # now, not earlier: a reset may build a new model
-            from lawm_policy.sim.rendering import CameraRig
-
-            self._rig = CameraRig(self.env.model, self.pixels)
+            self._rig = self.env.camera_rig(self.pixels)
         views = [np.array(self._rig.render(self.env.data, camera)) for camera in self.cameras]
         self.frames_THWC.append(np.concatenate(views, axis=1))
 

@@ -9,8 +9,9 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,6 +93,11 @@ class Suite:
     cameras: tuple[str, ...]
     simulators: tuple[str, ...]  # packages whose version changes the physics
     settle_steps: int = 0
+    # the robot that a policy without a card is taken to command
+    robot: Mapping[str, str] = field(default_factory=lambda: {"embodiment": "arm6", "command": "joint"})
+    rules: Mapping[str, Any] = field(default_factory=dict)  # more of the protocol
+    stored_states: int | None = None  # initial states come from a list this long, not from seeds
+    slow_tasks: bool = False  # the first episode of a task takes long: better if few workers play it
 
 
 def tabletop() -> Suite:
@@ -109,16 +115,49 @@ def tabletop() -> Suite:
     )
 
 
-SUITES: dict[str, Callable[[], Suite]] = {"tabletop": tabletop}
+def _libero(name: str) -> Suite:
+    from lawm_policy.sim.libero_protocol import libero_suite
+
+    return libero_suite(name)
+
+
+# Each is given the whole name, which may carry more after an @.
+SUITES: dict[str, Callable[[str], Suite]] = {
+    "tabletop": lambda _: tabletop(),
+    "libero_spatial": _libero,
+    "libero_object": _libero,
+    "libero_goal": _libero,
+    "libero_10": _libero,
+    "libero_90": _libero,
+}
 
 
 def suite_named(name: str) -> Suite:
-    """A suite of ours by name, or anyone's by "module:function"."""
+    """A suite of ours by name, or anyone's by "module:function"; "libero_goal@openvla" plays it their way."""
     if ":" in name:
         return load_function(name)()
-    if name not in SUITES:
-        raise UserError(f"expected a suite, found {name!r}: {nearest(name, list(SUITES))}")
-    return SUITES[name]()
+    family, way, _ = name.partition("@")
+    if family not in SUITES or (way and SUITES[family] is not _libero):
+        raise UserError(f"expected a suite, found {name!r}: {nearest(family, list(SUITES))}")
+    return SUITES[family](name)
+
+
+def first_state(suite: Suite, split: str, episodes: int, seed_base: int | None) -> int:
+    """The first initial state of a split."""
+    if suite.stored_states is None:
+        return SPLITS[split] if seed_base is None else seed_base
+    if seed_base is None and split != "test":
+        raise UserError(
+            f"expected --split test in suite {suite.name}, found {split}: its {suite.stored_states} stored "
+            "states are what everybody tests on"
+        )
+    first = seed_base or 0
+    if first < 0 or first + episodes > suite.stored_states:
+        raise UserError(
+            f"expected initial states in 0..{suite.stored_states - 1} in suite {suite.name}, found "
+            f"{first}..{first + episodes - 1}: ask for fewer --episodes"
+        )
+    return first
 
 
 def describe(suite: Suite, actor: Actor, card: Mapping[str, Any], execute: int, distractors: int) -> dict:
@@ -135,18 +174,21 @@ def describe(suite: Suite, actor: Actor, card: Mapping[str, Any], execute: int, 
         "control": {key: card.get(key) for key in ("embodiment", "command", "rate")},
         "visuals": {"distractors": distractors},
         "versions": {name: version(name) for name in suite.simulators},
+        **suite.rules,
     }
 
 
 def difference(a: Any, b: Any, path: str = "") -> str | None:
     """The first key in which two protocols differ, as "visuals.distractors: 0 and 2"."""
+    return next(differences(a, b, path), None)
+
+
+def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in sorted({*a, *b}):
-            found = difference(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
-            if found:
-                return found
-        return None
-    return None if a == b else f"{path}: {json.dumps(a)} and {json.dumps(b)}"
+            yield from differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
+    elif a != b:
+        yield f"{path}: {json.dumps(a)} and {json.dumps(b)}"
 
 
 def grid(tasks: Sequence[str], episodes: int, first: int, seed: int) -> list[Episode]:
@@ -172,6 +214,7 @@ def play(
     """
     _seed(episode)
     width = env.action_space.shape[0]
+    felt = _felt(env, actor)
     env.render_now = True
     observation, info = env.reset(seed=episode.init_state, options={"task": episode.task})
     actor.reset()
@@ -184,7 +227,7 @@ def play(
         if blind:
             images = {name: np.zeros_like(image) for name, image in images.items()}
         chunk_NA = check_chunk(
-            actor.act({"images": images, "state": observation["state"], "instruction": instruction}),
+            actor.act({"images": images, "state": observation["state"][felt], "instruction": instruction}),
             execute,
             width,
         )
@@ -196,6 +239,15 @@ def play(
                 watch(steps)
             if terminated or truncated or steps >= limit:
                 return bool(info["success"]), steps, instruction
+
+
+def _felt(env: Any, actor: Actor) -> list[int] | slice:
+    """Which numbers of the state the policy knows: it may have learnt from fewer than this robot tells."""
+    wanted = (actor.robot or {}).get("state_names")
+    if wanted is None:
+        return slice(None)
+    told = list(env.robot_card()["state_names"])
+    return [told.index(name) for name in wanted]
 
 
 def check_chunk(chunk_NA: Any, execute: int, width: int) -> np.ndarray:
@@ -295,3 +347,21 @@ def summarize(records: Sequence[Record], held_out: Sequence[str]) -> dict[str, A
             task: {**count(r for r in records if r.task == task), "held_out": task in apart} for task in tasks
         },
     }
+
+
+def telling_failures(records: Sequence[Record], others: Iterable[Record] = ()) -> list[Record]:
+    """Failures, the most informative first: where another policy succeeded from the same start, then where
+    the task mostly succeeds; tasks take turns."""
+    rate = {task: numbers["rate"] or 0.0 for task, numbers in summarize(records, ())["tasks"].items()}
+    won = {r.episode for r in others if r.success}
+    ranked = sorted(
+        (r for r in records if r.success is False),
+        key=lambda r: (r.episode not in won, -rate[r.task], r.task, r.init_state, r.seed),
+    )
+    turn: Counter[tuple[bool, str]] = Counter()
+    place: dict[Episode, tuple[bool, int]] = {}
+    for r in ranked:
+        group = (r.episode not in won, r.task)
+        place[r.episode] = (group[0], turn[group])
+        turn[group] += 1
+    return sorted(ranked, key=lambda r: place[r.episode])

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,7 +49,15 @@ def no_rendering(reason: str) -> UserError:
 class CameraRig:
     """Renders named cameras of one model at one size, in the process that made it (it owns a GL context)."""
 
-    def __init__(self, model: mujoco.MjModel, size: int, effects: bool = False):
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        size: int,
+        effects: bool = False,
+        off: Sequence[mujoco.mjtRndFlag] = (),
+        option: mujoco.MjvOption | None = None,
+    ):
+        """`off` turns single effects off, `option` says which geoms are drawn."""
         import mujoco
 
         if os.environ.get("MUJOCO_GL") == NO_BACKEND:
@@ -56,24 +65,35 @@ class CameraRig:
                 "expected an OpenGL library (EGL or OSMesa) to render images, found none: "
                 "run `apt-get install libegl1 libosmesa6`, or use images=False"
             )
+        if _drawn_by - {os.getpid()}:
+            raise UserError(
+                "expected images in a process started afresh, found a fork of one that has drawn (OpenGL "
+                'would hang): start processes by spawn (with Gymnasium, vector_kwargs={"context": "spawn"})'
+            )
         self._renderer = _open_renderer(model, size)
         # MuJoCo's OpenGL is imported by now, so this runs before its own exit handler takes the display down.
+        _drawn_by.add(os.getpid())
         if not _OPEN:
             atexit.unregister(_close_all)
             atexit.register(_close_all)
         _OPEN.add(self)
         if not effects:
-            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-                self._renderer.scene.flags[flag] = 0
+            off = (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION)
+        for flag in off:
+            self._renderer.scene.flags[flag] = 0
+        self._option = option
 
     def render(self, data: mujoco.MjData, camera: str) -> np.ndarray:
         """(H, W, 3) uint8."""
-        self._renderer.update_scene(data, camera=camera)
+        self._renderer.update_scene(data, camera=camera, scene_option=self._option)
         return self._renderer.render()
 
     def close(self) -> None:
         if self in _OPEN:
             _OPEN.discard(self)
+            # MuJoCo frees its objects by number in whatever context is current: not in another rig's.
+            if context := self._renderer._gl_context:
+                context.make_current()
             self._renderer.close()
 
 
@@ -95,6 +115,7 @@ def _open_renderer(model: mujoco.MjModel, size: int) -> mujoco.Renderer:
 
 
 _OPEN: weakref.WeakSet[CameraRig] = weakref.WeakSet()
+_drawn_by: set[int] = set()  # this process, and in a fork its parent
 
 
 def _close_all() -> None:

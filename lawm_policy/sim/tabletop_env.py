@@ -227,6 +227,10 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         rig = self._camera_rig()
         return {camera: rig.render(self.data, camera) for camera in self.cameras}
 
+    def camera_rig(self, size: int) -> CameraRig:
+        """A renderer of one's own, to be closed by whoever asked."""
+        return CameraRig(self.model, size)
+
     # ------------------------------------------------------------------ saving and continuing
 
     def save_state(self) -> dict[str, np.ndarray]:
@@ -344,7 +348,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def _camera_rig(self) -> CameraRig:
         if self._rig is None:
-            self._rig = CameraRig(self.model, self.size)
+            self._rig = self.camera_rig(self.size)
         return self._rig
 
     def _observation(self) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""LIBERO's 130 tasks: instructions, problem files, and the initial states stored with them."""
+
+from __future__ import annotations
+
+import importlib.util
+import zipfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lawm_policy.sim.libero_protocol import split_task
+from lawm_policy.types import UserError
+
+
+@dataclass(frozen=True)
+class LiberoTask:
+    """One task. `title` is LIBERO's own name, which its files carry."""
+
+    name: str  # libero_object-3
+    suite: str
+    title: str
+    problem: Path  # .bddl
+    states: Path  # .pruned_init
+
+    @property
+    def instruction(self) -> str:
+        """The title in words, as every published evaluation gives it (the .bddl's own sentence differs)."""
+        words = self.title.split("_")
+        if words[0].isupper():  # KITCHEN_SCENE3_turn_on_the_stove
+            words = words[next(i for i, word in enumerate(words) if word.startswith("SCENE")) + 1 :]
+        return " ".join(words)
+
+
+def libero_task(name: str) -> LiberoTask:
+    suite, index = split_task(name)
+    root = package_folder()
+    title = titles()[suite][index]
+    return LiberoTask(
+        name=name,
+        suite=suite,
+        title=title,
+        problem=root / "bddl_files" / suite / f"{title}.bddl",
+        states=root / "init_files" / suite / f"{title}.pruned_init",
+    )
+
+
+def package_folder() -> Path:
+    """Where `libero.libero` lies. Looks, and does not import."""
+    spec = importlib.util.find_spec("libero")
+    if spec is None or not spec.submodule_search_locations:
+        from lawm_policy.sim.libero_assets import INSTALL
+
+        raise UserError(f"expected LIBERO to be installed, found no package `libero`: {INSTALL}")
+    return Path(next(iter(spec.submodule_search_locations))) / "libero"
+
+
+def read_states(path: Path) -> np.ndarray:
+    """(N, 1 + nq + nv) float64: time, positions and velocities of each stored initial state.
+
+    The files are pickles; only NumPy arrays may come out of them, and no code runs.
+    """
+    import torch
+
+    try:
+        with torch.serialization.safe_globals(_array_parts()):
+            states = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        raise _refused(path, str(error)) from None
+    except Exception as error:  # pickle.UnpicklingError, and whatever a made-up file provokes
+        raise _refused(path, f"{type(error).__name__}: {error}") from None
+    if not isinstance(states, np.ndarray) or states.ndim != 2 or states.dtype != np.float64:
+        raise _refused(path, f"{type(states).__name__} {getattr(states, 'shape', '')}".strip())
+    if not len(states) or not np.isfinite(states).all():
+        raise _refused(path, f"numbers that are not finite, or none, in {states.shape}")
+    return states
+
+
+def _refused(path: Path, found: str) -> UserError:
+    line = " ".join(found.split())
+    return UserError(
+        f"expected arrays of initial states in {path}, found {line[:120]}: nothing of it was run; "
+        "install hf-libero again"
+    )
+
+
+def _array_parts() -> list[Any]:
+    """What a pickled float64 array consists of, and nothing more."""
+    rebuild: Any = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+    # NumPy 1 wrote it under another module's name.
+    old = (rebuild, "numpy.core.multiarray._reconstruct")
+    return [rebuild, old, np.ndarray, np.dtype, np.dtypes.Float64DType]
+
+
+@cache
+def titles() -> dict[str, list[str]]:
+    """LIBERO's list of tasks, from its file: importing its package imports torch and asks questions."""
+    path = package_folder() / "benchmark" / "libero_suite_task_map.py"
+    spec = importlib.util.spec_from_file_location("libero_suite_task_map", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    titles: dict[str, list[str]] = module.libero_task_map
+    return titles

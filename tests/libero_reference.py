@@ -1,0 +1,50 @@
+"""LIBERO's own OffScreenRenderEnv, played in a process of its own: what our environment is held against.
+
+python libero_reference.py TASK OUT.npz EPISODES STEPS
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+SETTLE, CHUNK = 5, 8
+
+
+def commands(steps):
+    """Hand commands (T, 7) that move, turn and grasp."""
+    rng = np.random.default_rng(0)
+    return np.array([[*rng.uniform(-1, 1, 6), rng.choice((-1.0, 1.0))] for _ in range(steps)])
+
+
+def main(task, out, episodes, steps):
+    from lawm_policy.sim.libero_assets import prepare
+    from lawm_policy.sim.libero_tasks import libero_task, read_states
+
+    prepare()
+    from libero.libero.envs import OffScreenRenderEnv
+
+    facts = libero_task(task)
+    env = OffScreenRenderEnv(bddl_file_name=str(facts.problem), camera_heights=128, camera_widths=128)
+    stored = read_states(facts.states)
+    found = {"states": [], "front": [], "wrist": [], "hand": [], "joints": [], "success": []}
+    for episode in range(episodes):
+        env.seed(0)
+        env.reset()
+        env.set_init_state(stored[episode])
+        for _ in range(SETTLE):
+            env.step(np.zeros(7))
+        for command in commands(steps):
+            seen, _, _, _ = env.step(command)
+            found["states"].append(env.sim.get_state().flatten())
+            found["front"].append(seen["agentview_image"])
+            found["wrist"].append(seen["robot0_eye_in_hand_image"])
+            found["hand"].append([*seen["robot0_eef_pos"], *seen["robot0_gripper_qpos"]])
+            found["joints"].append(seen["robot0_joint_pos"])
+            found["success"].append(env.check_success())
+    np.savez(out, **{name: np.array(rows) for name, rows in found.items()})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

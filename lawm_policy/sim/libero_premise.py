@@ -9,6 +9,7 @@ The limits lie well outside what LIBERO's own stored states do under MuJoCo 3.3.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,11 @@ class Premise:
     def __init__(self, sim: Any) -> None:
         self._sim = sim
         self._start: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._slack: dict[str, float] = {}
 
-    def remember(self) -> None:
-        """Where things are before they settle."""
+    def remember(self, slack: Mapping[str, float] | None = None) -> None:
+        """Where things are before they settle. `slack`: metres outside its region that one was put."""
+        self._slack = dict(slack or {})
         self._start = {name: self._pose(name) for name in self._sim.objects_dict}
 
     def broken(self) -> str | None:
@@ -76,13 +79,14 @@ class Premise:
         if where in sim.objects_dict:
             away = float(np.linalg.norm((place - self._pose(where)[0])[:2]))
         elif where in sim.parsed_problem["regions"]:
-            away = self._outside(place, where)
+            away = self.outside(name, where) - self._slack.get(name, 0.0)
         else:
             return None
         return None if away <= BESIDE else f"it {100 * away:.0f} cm away"
 
-    def _outside(self, place: np.ndarray, region: str) -> float:
-        """How far a place is from a region, seen from above."""
+    def outside(self, name: str, region: str) -> float:
+        """How far a thing is from a region, seen from above."""
+        place = self._pose(name)[0]
         data = self._sim.sim.data
         ranges = np.array(self._sim.parsed_problem["regions"][region]["ranges"])  # x1 y1 x2 y2
         site = self._sim.sim.model.site_name2id(region)

@@ -89,7 +89,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.model: mujoco.MjModel = self._sim.sim.model._model
         if self.protocol.visuals == "lite":
             thin_robot(self.model)
-        self._looks = Looks(self.model)
+        self._looks = Looks(self.model, float(self._sim.workspace_offset[2]))
         self._pristine = {name: getattr(self.model, name).copy() for name in _PRISTINE}
         # A first reset of LIBERO's own finds each of these twice, and draws twice from numpy's generator.
         self._sim.object_property_initializers *= 2

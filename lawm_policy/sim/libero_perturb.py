@@ -28,11 +28,11 @@ LOOKS = (
     "mat_texid",
     "mat_texuniform",
 )
-ORBIT = {1: 6.0, 2: 12.0, 3: 20.0}  # degrees by which the front camera goes around and over the table
+ORBIT = {1: 5.0, 2: 10.0, 3: 17.0}  # degrees by which the front camera goes around and over the table
 NEARER = {1: 0.04, 2: 0.08, 3: 0.15}  # of its distance
-BRIGHTER = {1: 0.35, 2: 0.7, 3: 1.1}  # logarithm of the lamps' brightness
+BRIGHTER = {1: 0.3, 2: 0.6, 3: 0.9}  # logarithm of the lamps' brightness
 LAMP_TINT = {1: 0.15, 2: 0.3, 3: 0.5}  # of white that a lamp's colour takes away
-LAMP_SHIFT = {1: 0.5, 2: 1.0, 3: 1.5}  # metres
+LAMP_SHIFT = {1: 0.15, 2: 0.3, 3: 0.5}  # metres
 PAINT = {1: 0.3, 2: 0.3, 3: 0.6}  # of white that a surface's colour takes away
 EXCHANGE = {1: False, 2: True, 3: True}  # surfaces lend each other their textures
 HAND = {1: 0.05, 2: 0.10, 3: 0.16}  # metres between the hand and where it usually starts
@@ -48,8 +48,8 @@ def seeded(task: str, number: int, axis: str) -> np.random.Generator:
 class Looks:
     """Camera, light and texture of one compiled model."""
 
-    def __init__(self, model: mujoco.MjModel) -> None:
-        self.model = model
+    def __init__(self, model: mujoco.MjModel, level: float) -> None:
+        self.model, self._level = model, level  # of the table or the floor
         self._before = {name: getattr(model, name).copy() for name in LOOKS}
         lamp = model.vis.headlight
         self._lamp = lamp.ambient.copy(), lamp.diffuse.copy(), lamp.specular.copy()
@@ -71,7 +71,7 @@ class Looks:
         turn_9 = np.zeros(9)
         mujoco.mju_quat2Mat(turn_9, model.cam_quat[camera])
         eye_3, ahead_3 = model.cam_pos[camera].copy(), -turn_9.reshape(3, 3)[:, 2]
-        middle_3 = eye_3 + ahead_3 * np.linalg.norm(eye_3)  # LIBERO's look about one metre ahead
+        middle_3 = eye_3 + ahead_3 * (eye_3[2] - self._level) / -ahead_3[2]
         around = rng.choice((-1, 1)) * rng.uniform(0.6, 1.0)
         over = rng.choice((-1, 1)) * rng.uniform(0.3, 0.6)
         nearer = rng.uniform(-1, 1)
@@ -90,6 +90,7 @@ class Looks:
         model, lamp = self.model, self.model.vis.headlight
         bright = np.exp(BRIGHTER[grade] * rng.choice((-1, 1)) * rng.uniform(0.7, 1.0))
         colour_3 = 1 - LAMP_TINT[grade] * rng.permutation(np.array([0.0, rng.uniform(), 1.0]))
+        colour_3 /= colour_3.mean()
         angle = rng.uniform(0, 2 * np.pi)
         model.light_pos[:, :2] += LAMP_SHIFT[grade] * np.array([np.cos(angle), np.sin(angle)])
         model.light_diffuse *= bright * colour_3

@@ -226,6 +226,14 @@ class Shapes:
         x, y, z = (place_3 - self._eye_3) @ self._view_33
         return float("inf") if z >= 0 else float(max(abs(x), abs(y)) * self._zoom / -z)
 
+    def sees(self, thing: Thing) -> bool:
+        """Whether nothing stands between its middle and the front camera."""
+        low_3, high_3 = self.box(thing)
+        met = np.zeros(1, np.int32)
+        way_3 = (low_3 + high_3) / 2 - self._eye_3
+        mujoco.mj_ray(self.model, self.data, self._eye_3, way_3, None, 1, -1, met)
+        return bool(met[0] >= 0 and self.model.body_rootid[self.model.geom_bodyid[met[0]]] == thing.root)
+
     def neighbours(self, thing: Thing, within: float, opened: bool = False) -> dict[int, float]:
         """Distance of what lies within `within`, by root body, without what carries everything."""
         if not opened:

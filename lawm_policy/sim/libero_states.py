@@ -23,7 +23,7 @@ from lawm_policy.sim.libero_premise import BrokenPremise, Premise
 from lawm_policy.sim.libero_shapes import Shapes, Thing, things_of
 
 DRAWS, TRIES = 60, 40  # whole scenes before giving up, places for one thing before a new scene
-CLEAR = 0.012  # metres between things that no region puts closer: a finger's thickness
+CLEAR = 0.02  # metres between things that no region puts closer: room for a finger
 TOUCH = 0.001  # what remains where the regions themselves put things side by side
 GAP = 0.002  # metres above what carries it
 REACH = (0.35, 0.80)  # metres from the arm's base, seen from above
@@ -147,6 +147,7 @@ class Placer:
         chosen = set(rng.permutation(len(others))[:extras].tolist())
         for k, thing in enumerate(others):
             self.shapes.park(thing, k)
+        self._seen = [thing for thing in own if others and self.shapes.sees(thing)]
         for thing in (thing for k, thing in enumerate(others) if k in chosen):
             if not self._find_place(thing, lambda t=thing: self._anywhere(t, rng), self._out_of_the_way):
                 return f"no place for {thing.name}"
@@ -235,7 +236,7 @@ class Placer:
         place_3 = self.data.qpos[thing.at : thing.at + 3]
         away, off = self.shapes.from_base(place_3), self.shapes.from_sight(place_3)
         if thing.extra:
-            return REACH[0] < away < REACH[1] and off < SIGHT
+            return REACH[0] < away < REACH[1] and off < SIGHT and self.shapes.sees(thing)
         middle_3 = np.r_[thing.centre_2, place_3[2]]
         own, own_off = self.shapes.from_base(middle_3), self.shapes.from_sight(middle_3)
         near, far = min(REACH[0], own - 0.02), max(REACH[1], own + 0.02)
@@ -312,10 +313,12 @@ class Placer:
         lines = [(a, b) for k, a in enumerate(matter) for b in matter[k:]]
         if any(_from_line(place_2, a, b) < 0.11 for a, b in lines):
             return False
+        if not all(self.shapes.sees(other) for other in self._seen):
+            return False
         return all(
-            gap >= 3 * CLEAR
+            gap >= 2 * CLEAR
             for opened in (False, True)
-            for gap in self.shapes.neighbours(thing, 3 * CLEAR, opened).values()
+            for gap in self.shapes.neighbours(thing, 2 * CLEAR, opened).values()
         )
 
 

@@ -23,8 +23,9 @@ from lawm_policy.sim.libero_premise import BrokenPremise, Premise
 from lawm_policy.sim.libero_shapes import Shapes, Thing, things_of
 
 DRAWS, TRIES = 60, 40  # whole scenes before giving up, places for one thing before a new scene
-CLEAR = 0.02  # metres between things that no region puts closer: room for a finger
-TOUCH = 0.001  # what remains where the regions themselves put things side by side
+CLEAR = 0.02  # metres between things, where regions are enlarged: room for a finger
+TOUCH = 0.004  # where they are as they are, or put things side by side
+BARELY = 0.0005  # where they put things into each other
 GAP = 0.002  # metres above what carries it
 REACH = (0.35, 0.80)  # metres from the arm's base, seen from above
 SIGHT = 0.92  # of half the front image
@@ -80,6 +81,7 @@ class Placer:
             quat = thing.quats_N4[rng.integers(len(thing.quats_N4))]
             return thing.centre_2 + self._drift(thing) + wide * thing.half_2 * rng.uniform(-1, 1, 2), quat
 
+        self._gap = TOUCH if factor == 1.0 else CLEAR
         return self._draw(seed, 1, None, propose, extras)
 
     def shifted(self, start: Start, seed: int, grade: int) -> Start:
@@ -99,6 +101,7 @@ class Placer:
             mujoco.mju_mulQuat(quat, np.array([np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]), place_7[3:])
             return place_7[:2] + push, quat
 
+        self._gap = CLEAR
         return self._draw(seed, 2, start, propose, 0)
 
     def beside(self, start: Start, seed: int, extras: int) -> Start:
@@ -245,8 +248,9 @@ class Placer:
     def _clear(self, thing: Thing) -> bool:
         """Of everything but what carries it, also of drawers and doors once they are open."""
         for opened in (False, True):
-            for other, gap in self.shapes.neighbours(thing, CLEAR, opened).items():
-                if gap < max(TOUCH, min(CLEAR, self._tight.get((thing.root, other, opened), CLEAR) - TOUCH)):
+            for other, gap in self.shapes.neighbours(thing, self._gap, opened).items():
+                nominal = self._tight.get((thing.root, other, opened), np.inf)
+                if gap < (self._gap if nominal > CLEAR else min(TOUCH, max(nominal, BARELY))):
                     return False
         return True
 

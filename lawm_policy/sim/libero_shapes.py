@@ -260,15 +260,20 @@ class Shapes:
             mujoco.mj_collision(model, data)
         finally:
             model.geom_margin[geoms], model.body_margin[bodies] = before
+        # A contact within a margin tells that two are near, and wrongly how near: that is measured.
+        pairs = zip(data.contact.geom.tolist(), data.contact.dist.tolist(), strict=True)
+        near = {(a, b): gap for (a, b), gap in pairs}
         found: dict[int, float] = {}
-        mine = set(geoms)
-        for (a, b), gap in zip(data.contact.geom, data.contact.dist, strict=True):
-            if (a in mine) == (b in mine):
+        mine, plane = set(geoms), mujoco.mjtGeom.mjGEOM_PLANE
+        for (a, b), gap in near.items():
+            other = b if a in mine else a
+            if (a in mine) == (b in mine) or (other in self._carriers and not all_of_it):
                 continue
-            other = int(b if a in mine else a)
-            if all_of_it or other not in self._carriers:
+            if model.geom_type[other] != plane:
+                gap = mujoco.mj_geomDistance(model, data, a, b, within, None)
+            if gap < within:
                 root = int(model.body_rootid[model.geom_bodyid[other]])
-                found[root] = min(float(gap), found.get(root, np.inf))
+                found[root] = min(gap, found.get(root, np.inf))
         return found
 
     def _gap(self, thing: Thing) -> float:

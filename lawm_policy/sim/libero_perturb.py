@@ -25,8 +25,7 @@ LOOKS = (
     "light_diffuse",
     "light_specular",
     "mat_rgba",
-    "mat_texid",
-    "mat_texuniform",
+    "geom_matid",
 )
 ORBIT = {1: 5.0, 2: 10.0, 3: 17.0}  # degrees by which the front camera goes around and over the table
 NEARER = {1: 0.04, 2: 0.08, 3: 0.15}  # of its distance
@@ -34,9 +33,8 @@ BRIGHTER = {1: 0.3, 2: 0.6, 3: 0.9}  # logarithm of the lamps' brightness
 LAMP_TINT = {1: 0.15, 2: 0.3, 3: 0.5}  # of white that a lamp's colour takes away
 LAMP_SHIFT = {1: 0.15, 2: 0.3, 3: 0.5}  # metres
 PAINT = {1: 0.3, 2: 0.3, 3: 0.6}  # of white that a surface's colour takes away
-EXCHANGE = {1: False, 2: True, 3: True}  # surfaces lend each other their textures
+EXCHANGE = {1: False, 2: True, 3: True}  # surfaces lend each other their materials
 HAND = {1: 0.05, 2: 0.10, 3: 0.16}  # metres between the hand and where it usually starts
-SURFACES = ("floor", "wall", "table")
 LOWEST = 0.08  # metres that the hand may start lower
 LIMIT = 0.05  # radians short of a joint's limit
 
@@ -53,7 +51,7 @@ class Looks:
         self._before = {name: getattr(model, name).copy() for name in LOOKS}
         lamp = model.vis.headlight
         self._lamp = lamp.ambient.copy(), lamp.diffuse.copy(), lamp.specular.copy()
-        self._materials = surface_materials(model)
+        self._surfaces = surface_geoms(model)
 
     def restore(self) -> None:
         for name, values in self._before.items():
@@ -100,39 +98,32 @@ class Looks:
 
     def _texture(self, grade: int, rng: np.random.Generator) -> None:
         """Paints floor, wall and table, and from grade 2 on each wears another's texture."""
-        model = self.model
-        materials = list(self._materials.values())
+        model, surfaces = self.model, list(self._surfaces.values())
+        materials = [int(self._before["geom_matid"][geoms[0]]) for geoms in surfaces]
         for material in materials:
             colour_3 = rng.permutation(np.array([0.0, rng.uniform(0.3, 1.0), 1.0]))
             model.mat_rgba[material, :3] *= 1 - PAINT[grade] * colour_3
         by = int(rng.integers(1, len(materials)))
-        if EXCHANGE[grade]:
-            was = {material: self._before["mat_texid"][material].copy() for material in materials}
-            for k, material in enumerate(materials):
-                model.mat_texid[material] = was[materials[(k + by) % len(materials)]]
+        if EXCHANGE[grade]:  # of whole materials: renderers keep the textures of each for good
+            for k, geoms in enumerate(surfaces):
+                model.geom_matid[geoms] = materials[(k + by) % len(materials)]
 
 
-def surface_materials(model: mujoco.MjModel) -> dict[str, int]:
-    """The materials of what everything stands on and before."""
-    found: dict[str, int] = {}
+def surface_geoms(model: mujoco.MjModel) -> dict[str, list[int]]:
+    """What everything stands on and before: the geoms of floor, wall and table that have a material."""
+    found: dict[str, list[int]] = {}
     for geom in range(model.ngeom):
         name, body = model.geom(geom).name, model.body(model.geom_bodyid[geom]).name
-        material = int(model.geom_matid[geom])
-        still = model.body_weldid[model.geom_bodyid[geom]] == 0
-        if material < 0 or not still:
+        if model.geom_matid[geom] < 0 or model.body_weldid[model.geom_bodyid[geom]] != 0:
             continue
-        whose = (
-            "floor"
-            if name == "floor"
-            else "wall"
-            if name.startswith("wall_") and name.endswith("_visual")
-            else "table"
-            if "table" in body and "leg" not in name and "region" not in name
-            else ""
-        )
-        if whose:
-            found.setdefault(whose, material)
-    return {surface: found[surface] for surface in SURFACES if surface in found}
+        if name == "floor":
+            found.setdefault("floor", []).append(geom)
+        elif name.startswith("wall_") and name.endswith("_visual"):
+            found.setdefault("wall", []).append(geom)
+        elif "table" in body and "leg" not in name:
+            found.setdefault("table", []).append(geom)
+    assert len(found) > 1, "a scene without floor or wall"
+    return found
 
 
 def displaced_arm(arm: Arm, state_S: np.ndarray, grade: int, rng: np.random.Generator) -> np.ndarray:

@@ -38,6 +38,7 @@ class Starts:
 
     @property
     def placer(self) -> Placer:
+        """Making and using it moves the world: between episodes only."""
         if self._made is None:
             self._made = self._make()
         return self._made

@@ -209,8 +209,10 @@ def test_distractors_stand_about_and_are_in_nobodys_way(env, crowded):
 @libero
 def test_the_variant_with_distractors_is_otherwise_the_same_scene(env, crowded):
     begin(env, 1)
+    ours = env.starts.placer.things
+    env.reset(options={"init_state": 1})
     begin(crowded, 1, "+distractors:1")
-    ours, theirs = env.starts.placer.things, {t.name: t for t in crowded.starts.placer.things}
+    theirs = {t.name: t for t in crowded.starts.placer.things}
     for thing in ours:
         a = env.data.qpos[thing.at : thing.at + 3]
         b = crowded.data.qpos[theirs[thing.name].at : theirs[thing.name].at + 3]

@@ -302,7 +302,7 @@ class Shapes:
                 part = self.sim.get_object(name)
                 spans = getattr(part, "object_properties", {}).get("articulation", {})
                 joints = getattr(part, "joints", None)
-                if joints and "default_open_ranges" in spans:
+                if joints and spans.get("default_open_ranges"):  # a knob has none
                     wide = max(spans["default_open_ranges"], key=abs)
                     found.append([(int(self.model.joint(j).qposadr[0]), float(wide)) for j in joints])
         return found

@@ -68,6 +68,9 @@ class Placer:
         self._blank()
         self.shapes = Shapes(self.model, self.data, sim)
         self.things = things_of(sim, self.model, stored_NS, EXTRA)
+        self._gap = TOUCH  # this and the next two: of the scene being drawn
+        self._slack: dict[str, float] = {}
+        self._seen: list[Thing] = []
         self.draws: Counter[str] = Counter()  # what became of scenes and of places: for those who measure
         self._tight = self._nominal()
 

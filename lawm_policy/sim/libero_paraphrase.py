@@ -10,7 +10,7 @@ import re
 import numpy as np
 
 VERBS = {
-    r"pick up": ("grab", "take", "lift", "pick"),
+    r"pick up": ("grab", "take", "lift"),
     r"place": ("set", "lay", "put"),
     r"put": ("place", "set", "lay"),
     r"open": ("pull open", "slide open"),

@@ -29,7 +29,7 @@ LOOKS = (
 )
 ORBIT = {1: 5.0, 2: 10.0, 3: 17.0}  # degrees by which the front camera goes around and over the table
 NEARER = {1: 0.04, 2: 0.08, 3: 0.15}  # of its distance
-BRIGHTER = {1: 0.3, 2: 0.6, 3: 0.9}  # logarithm of the lamps' brightness
+BRIGHTER = {1: 0.3, 2: 0.6, 3: 0.9}  # logarithm: so much darker, or half as much brighter
 LAMP_TINT = {1: 0.15, 2: 0.3, 3: 0.5}  # of white that a lamp's colour takes away
 LAMP_SHIFT = {1: 0.15, 2: 0.3, 3: 0.5}  # metres
 PAINT = {1: 0.3, 2: 0.3, 3: 0.6}  # of white that a surface's colour takes away
@@ -86,7 +86,7 @@ class Looks:
 
     def _light(self, grade: int, rng: np.random.Generator) -> None:
         model, lamp = self.model, self.model.vis.headlight
-        bright = np.exp(BRIGHTER[grade] * rng.choice((-1, 1)) * rng.uniform(0.7, 1.0))
+        bright = np.exp(BRIGHTER[grade] * rng.choice((-1.0, 0.5)) * rng.uniform(0.7, 1.0))
         colour_3 = 1 - LAMP_TINT[grade] * rng.permutation(np.array([0.0, rng.uniform(), 1.0]))
         colour_3 /= colour_3.mean()
         angle = rng.uniform(0, 2 * np.pi)

@@ -90,7 +90,8 @@ def test_bad_words_get_one_line_that_names_the_nearest(words, said):
 
 
 def test_drawn_states_have_the_seeds_of_their_split():
-    drawn, stored = suite_named("libero_goal@lawm+fresh"), suite_named("libero_goal")
+    drawn, stored = suite_named("libero_goal@lawm+wide:2+camera:1"), suite_named("libero_goal")
+    assert drawn.rules["libero"]["initial"] == "wide:2" and drawn.rules["libero"]["perturb"] == "camera:1"
     assert first_state(drawn, "val", 500, None) == SPLITS["val"]
     assert first_state(drawn, "test", 500, None) == SPLITS["test"]
     with pytest.raises(UserError, match="--split test"):

@@ -143,7 +143,7 @@ class Study:
         self._collect(stores["demos"], "arm6", s.tasks, s.demos, DEMO_SEED)
         for name in ("arm", "hand"):
             source = work / f"videos-{name}"
-            arguments = ImportArgs("videos", source, stores[name], fps="10", size=64, workers=CORES)
+            arguments = ImportArgs("videos", (source,), stores[name], fps="10", size=64, workers=CORES)
             self._once(f"import-{name}", lambda a=arguments: import_videos(replace(a, resume=a.out.exists())))
         return stores
 

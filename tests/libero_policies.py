@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+
+from lawm_policy.sim.libero_protocol import libero_suite
 
 
 def reach_down(run):
@@ -27,3 +30,9 @@ def _policy(command, choose):
         reset=lambda: None,
         act=lambda seen: np.tile(choose(seen["state"]), (8, 1)),
     )
+
+
+def short_suite():
+    """libero_object, over after 24 steps."""
+    suite = libero_suite("libero_object@lawm+lite")
+    return replace(suite, limits=dict.fromkeys(suite.limits, 24))

@@ -1,32 +1,8 @@
-"""What LIBERO's tests share: whether it is here, a hand that picks and places, and the replay gate."""
+"""What LIBERO's tests share: a hand that picks and places, and the replay of recorded commands."""
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
-import pytest
-
-from lawm_policy.types import UserError
-
-
-def missing() -> str | None:
-    """Why LIBERO's tests cannot run here."""
-    if absent := [n for n in ("libero", "robosuite", "bddl") if importlib.util.find_spec(n) is None]:
-        return f"no {', '.join(absent)} installed: make libero"
-    from lawm_policy.sim.libero_assets import prepare
-
-    try:
-        prepare()
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def needs_libero():
-    """For `pytestmark`."""
-    reason = missing()
-    return [pytest.mark.libero, pytest.mark.skipif(reason is not None, reason=reason or "")]
 
 
 def pick_and_place(env, name, target, grasp=0.02):

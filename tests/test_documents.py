@@ -25,7 +25,7 @@ def commands(document):
     return [shlex.split(line, comments=True) for line in lines if re.match(r"\s*(\.venv/bin/)?lawm\s", line)]
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/libero.md"])
 def test_every_command_in_the_documents_is_understood(document):
     found = commands(document)
     assert found
@@ -34,7 +34,9 @@ def test_every_command_in_the_documents_is_understood(document):
         cli.parse(args_class, arguments, prog=f"lawm {verb}")
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "docs/libero.md", "benchmarks/README.md"]
+)
 def test_every_file_that_a_document_names_is_there(document):
     text = (ROOT / document).read_text()
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)

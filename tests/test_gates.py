@@ -41,7 +41,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert collect(arguments) == 0
     assert not import_videos(
-        ImportArgs("videos", folder / "mp4", folder / "store", fps="10", size=32, workers=1)
+        ImportArgs("videos", (folder / "mp4",), folder / "store", fps="10", size=32, workers=1)
     )
     return folder / "store"
 

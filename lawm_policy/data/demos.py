@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from lawm_policy.data.cache import Request, open_frames
+from lawm_policy.data.commands import joint_card, joint_commands
 from lawm_policy.data.normalize import Normalization
 from lawm_policy.data.sampling import copy_view, counter_rng, moving_commands, moving_span
 from lawm_policy.data.store import Episode, EpisodeStore
@@ -41,6 +42,8 @@ class DemoConfig:
     """Random contrast, as a fraction (training only)."""
     trim_still: bool = True
     """Leave out the motionless beginning and end of an episode (never its middle)."""
+    command: Literal["stored", "joint"] = "stored"
+    """joint: joint targets from hand commands, where the store says how the joints moved."""
 
     def __post_init__(self) -> None:
         if min(self.chunk, self.commands_per_latent) < 1 or self.hz <= 0 or self.size < 8 or not self.cameras:
@@ -85,7 +88,13 @@ class DemoDataset(Dataset):
         requests = [Request(store, camera, config.size, float(store.fps)) for camera in config.cameras]
         self._views = open_frames(requests, cache_dir)
         self._state_NP = np.concatenate([store.state(e.index) for e in chosen])
-        self._actions_NA = np.concatenate([store.actions(e.index) for e in chosen])
+        actions = [store.actions(e.index) for e in chosen]
+        if config.command == "joint" and (self.robot or {}).get("command") != "joint":
+            self.robot = joint_card(self.robot, path)
+            self.action_names = tuple(self.robot["action_names"])
+            states = (store.state(e.index) for e in chosen)
+            actions = [joint_commands(self.robot, *both) for both in zip(states, actions, strict=True)]
+        self._actions_NA = np.concatenate(actions)
         lengths = np.array([e.length for e in chosen])
         self._end_D = np.cumsum(lengths)  # of each demonstration, in rows of the arrays above
         self._index_D = np.array([e.index for e in chosen])

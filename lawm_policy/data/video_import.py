@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,8 +162,9 @@ def stage_videos(folder: Path, episode: SourceEpisode, shape: Shape) -> tuple[in
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(error.errno, "no room on the disk", str(folder)) from None
         shutil.rmtree(folder)
-        text = str(error) if isinstance(error, VideoError) else why(error)
-        return 0, " ".join(text.split())
+        text = " ".join((str(error) if isinstance(error, VideoError) else why(error)).split())
+        names = "|".join(re.escape(path.name) for path in episode.files.values())
+        return 0, re.sub(f"^({names}) ", "", text)
 
 
 def _convert(

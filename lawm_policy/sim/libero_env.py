@@ -26,16 +26,13 @@ from lawm_policy.sim.libero_perturb import Looks, seeded
 from lawm_policy.sim.libero_premise import BrokenPremise, Premise
 from lawm_policy.sim.libero_protocol import LiberoProtocol, protocol_named, split_task
 from lawm_policy.sim.libero_render import FilmRig, SceneRig, thin_robot
+from lawm_policy.sim.libero_robot import CONTROL_HZ, STATE, panda_card
 from lawm_policy.sim.libero_starts import Starts
 from lawm_policy.sim.libero_states import Placer, Start
 from lawm_policy.sim.libero_tasks import LiberoTask, libero_task, read_states
 from lawm_policy.types import UserError
 
 COMMANDS = ("ee", "joint")
-CONTROL_HZ = 20
-JOINTS = tuple(f"joint{k}" for k in range(1, 8))
-POSE = ("dx", "dy", "dz", "dax", "day", "daz")
-STATE = ("eef_x", "eef_y", "eef_z", "eef_ax", "eef_ay", "eef_az", "finger1", "finger2")
 LOOK_AXES = ("camera", "light", "texture")
 _PRISTINE = ("body_pos", "body_quat", "site_rgba", "geom_rgba")  # what a reset or an episode may change
 
@@ -44,9 +41,9 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     """One task.
 
     `command="ee"`: LIBERO's own action, the hand's move in [-1, 1]^6 (OSC_POSE), and the gripper.
-    `command="joint"`: seven absolute joint targets, reached within the step, and the gripper.
+    `command="joint"`: seven absolute joint targets, to be reached at the step's end, and the gripper.
     The gripper is in [-1 open, +1 closed]. The state is LeRobot's eight numbers (position, axis-angle,
-    fingers); with joint commands the seven joint positions follow.
+    fingers) and the seven joint positions.
     `render_now = False` makes observations black and cheap, for those who look only now and then.
     """
 
@@ -113,7 +110,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.observation_space = spaces.Dict(
             {
                 "images": spaces.Dict({camera: image for camera in self.cameras}),
-                "state": spaces.Box(-np.inf, np.inf, (len(self.state_names),), np.float32),
+                "state": spaces.Box(-np.inf, np.inf, (len(STATE),), np.float32),
             }
         )
 
@@ -159,9 +156,10 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         action = np.asarray(action, dtype=np.float64)
         if action.shape != self.action_space.shape or not np.isfinite(action).all():
+            names = ", ".join(self.robot_card()["action_names"])
             raise UserError(
-                f"expected {self.action_space.shape} finite numbers ({', '.join(self.action_names)}), "
-                f"found shape {action.shape}: check the robot card"
+                f"expected {self.action_space.shape} finite numbers ({names}), found shape {action.shape}: "
+                "check the robot card"
             )
         if self.init_state == -1:
             raise UserError("expected reset before step, found no episode: call reset first")
@@ -185,33 +183,12 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     # ------------------------------------------------------------------ what people read
 
     @property
-    def action_names(self) -> tuple[str, ...]:
-        return (*(JOINTS if self.command == "joint" else POSE), "gripper")
-
-    @property
-    def state_names(self) -> tuple[str, ...]:
-        return (*STATE, *(JOINTS if self.command == "joint" else ()))
-
-    @property
     def data(self) -> mujoco.MjData:
         return self._sim.sim.data._data
 
     def robot_card(self) -> dict[str, Any]:
         """What a policy must know about this body: names, limits, rate, and what commands are relative to."""
-        joint = self.command == "joint"
-        space: Any = self.action_space
-        return {
-            "embodiment": "panda",
-            "command": self.command,
-            "rate": CONTROL_HZ,
-            "action_names": list(self.action_names),
-            "state_names": list(self.state_names),
-            # index into the state of the value an absolute command is measured from; null: as it stands
-            "relative_to": [*(range(8, 15) if joint else [None] * 6), None],
-            "limits": [[float(a), float(b)] for a, b in zip(space.low, space.high, strict=True)],
-            "gripper": {"open": -1.0, "closed": 1.0},
-            "cameras": list(self.cameras),
-        }
+        return panda_card(self.command, self.cameras, self.protocol.flip)
 
     def joints(self) -> np.ndarray:
         """(7,) positions of this moment."""
@@ -305,7 +282,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             images = dict(self._images)
         else:
             images = {camera: np.zeros((self.size, self.size, 3), np.uint8) for camera in self.cameras}
-        return {"images": images, "state": self._state_15[: len(self.state_names)].astype(np.float32)}
+        return {"images": images, "state": self._state_15.astype(np.float32)}
 
     def _info(self) -> dict[str, Any]:
         return {

@@ -214,6 +214,7 @@ def libero_suite(name: str) -> Suite:
         robot={"embodiment": "panda", "command": "ee"},
         rules={"flip": rules.flip, "libero": rules.to_json()},
         stored_states=STORED_STATES if rules.factor is None else None,
+        slow_tasks=True,
     )
 
 

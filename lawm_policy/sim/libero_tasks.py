@@ -37,7 +37,7 @@ class LiberoTask:
 def libero_task(name: str) -> LiberoTask:
     suite, index = split_task(name)
     root = package_folder()
-    title = _titles()[suite][index]
+    title = titles()[suite][index]
     return LiberoTask(
         name=name,
         suite=suite,
@@ -95,7 +95,7 @@ def _array_parts() -> list[Any]:
 
 
 @cache
-def _titles() -> dict[str, list[str]]:
+def titles() -> dict[str, list[str]]:
     """LIBERO's list of tasks, from its file: importing its package imports torch and asks questions."""
     path = package_folder() / "benchmark" / "libero_suite_task_map.py"
     spec = importlib.util.spec_from_file_location("libero_suite_task_map", path)

@@ -9,7 +9,8 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -96,6 +97,7 @@ class Suite:
     robot: Mapping[str, str] = field(default_factory=lambda: {"embodiment": "arm6", "command": "joint"})
     rules: Mapping[str, Any] = field(default_factory=dict)  # more of the protocol
     stored_states: int | None = None  # initial states come from a list this long, not from seeds
+    slow_tasks: bool = False  # the first episode of a task takes long: better if few workers play it
 
 
 def tabletop() -> Suite:
@@ -178,13 +180,15 @@ def describe(suite: Suite, actor: Actor, card: Mapping[str, Any], execute: int, 
 
 def difference(a: Any, b: Any, path: str = "") -> str | None:
     """The first key in which two protocols differ, as "visuals.distractors: 0 and 2"."""
+    return next(differences(a, b, path), None)
+
+
+def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in sorted({*a, *b}):
-            found = difference(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
-            if found:
-                return found
-        return None
-    return None if a == b else f"{path}: {json.dumps(a)} and {json.dumps(b)}"
+            yield from differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
+    elif a != b:
+        yield f"{path}: {json.dumps(a)} and {json.dumps(b)}"
 
 
 def grid(tasks: Sequence[str], episodes: int, first: int, seed: int) -> list[Episode]:
@@ -210,6 +214,7 @@ def play(
     """
     _seed(episode)
     width = env.action_space.shape[0]
+    felt = _felt(env, actor)
     env.render_now = True
     observation, info = env.reset(seed=episode.init_state, options={"task": episode.task})
     actor.reset()
@@ -222,7 +227,7 @@ def play(
         if blind:
             images = {name: np.zeros_like(image) for name, image in images.items()}
         chunk_NA = check_chunk(
-            actor.act({"images": images, "state": observation["state"], "instruction": instruction}),
+            actor.act({"images": images, "state": observation["state"][felt], "instruction": instruction}),
             execute,
             width,
         )
@@ -234,6 +239,15 @@ def play(
                 watch(steps)
             if terminated or truncated or steps >= limit:
                 return bool(info["success"]), steps, instruction
+
+
+def _felt(env: Any, actor: Actor) -> list[int] | slice:
+    """Which numbers of the state the policy knows: it may have learnt from fewer than this robot tells."""
+    wanted = (actor.robot or {}).get("state_names")
+    if wanted is None:
+        return slice(None)
+    told = list(env.robot_card()["state_names"])
+    return [told.index(name) for name in wanted]
 
 
 def check_chunk(chunk_NA: Any, execute: int, width: int) -> np.ndarray:
@@ -333,3 +347,21 @@ def summarize(records: Sequence[Record], held_out: Sequence[str]) -> dict[str, A
             task: {**count(r for r in records if r.task == task), "held_out": task in apart} for task in tasks
         },
     }
+
+
+def telling_failures(records: Sequence[Record], others: Iterable[Record] = ()) -> list[Record]:
+    """Failures, the most informative first: where another policy succeeded from the same start, then where
+    the task mostly succeeds; tasks take turns."""
+    rate = {task: numbers["rate"] or 0.0 for task, numbers in summarize(records, ())["tasks"].items()}
+    won = {r.episode for r in others if r.success}
+    ranked = sorted(
+        (r for r in records if r.success is False),
+        key=lambda r: (r.episode not in won, -rate[r.task], r.task, r.init_state, r.seed),
+    )
+    turn: Counter[tuple[bool, str]] = Counter()
+    place: dict[Episode, tuple[bool, int]] = {}
+    for r in ranked:
+        group = (r.episode not in won, r.task)
+        place[r.episode] = (group[0], turn[group])
+        turn[group] += 1
+    return sorted(ranked, key=lambda r: place[r.episode])

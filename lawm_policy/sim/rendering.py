@@ -65,8 +65,14 @@ class CameraRig:
                 "expected an OpenGL library (EGL or OSMesa) to render images, found none: "
                 "run `apt-get install libegl1 libosmesa6`, or use images=False"
             )
+        if _drawn_by - {os.getpid()}:
+            raise UserError(
+                "expected images in a process started afresh, found a fork of one that has drawn (OpenGL "
+                'would hang): start processes by spawn (with Gymnasium, vector_kwargs={"context": "spawn"})'
+            )
         self._renderer = _open_renderer(model, size)
         # MuJoCo's OpenGL is imported by now, so this runs before its own exit handler takes the display down.
+        _drawn_by.add(os.getpid())
         if not _OPEN:
             atexit.unregister(_close_all)
             atexit.register(_close_all)
@@ -109,6 +115,7 @@ def _open_renderer(model: mujoco.MjModel, size: int) -> mujoco.Renderer:
 
 
 _OPEN: weakref.WeakSet[CameraRig] = weakref.WeakSet()
+_drawn_by: set[int] = set()  # this process, and in a fork its parent
 
 
 def _close_all() -> None:

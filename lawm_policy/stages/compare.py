@@ -3,7 +3,8 @@
     lawm compare evals/scratch evals/lawm
     lawm compare "evals/scratch-0,evals/scratch-1" "evals/lawm-0,evals/lawm-1"     # seeds, in pairs
 
-The same task, initial state and seed is one pair. Evaluations whose protocols differ are refused.
+The same task, initial state and seed is one pair. Evaluations whose protocols differ are refused, or with
+--across compared all the same, and the result says in what they differ.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class CompareArgs:
     """An evaluation; or several, one a seed: separated by commas, or a folder of them."""
     b: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR_B")]
     """The same for the other side, in the same order."""
+    across: bool = False
+    """Compare also where the protocols differ; the result says in what."""
     json: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(left out: nowhere)")] = None
     """Write the numbers here too."""
     force: bool = False
@@ -45,7 +48,7 @@ def run(args: CompareArgs) -> int:
     """Prints what A and B did on the episodes they share."""
     if args.json is not None and args.json.exists() and not args.force:
         raise UserError(f"expected a new file, found {args.json}: add --force or choose another")
-    found = compare(evaluations(args.a), evaluations(args.b))
+    found = compare(evaluations(args.a), evaluations(args.b), across=args.across)
     show(found)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +71,7 @@ def evaluations(sides: str) -> list[Path]:
     return folders
 
 
-def compare(side_a: Sequence[Path], side_b: Sequence[Path]) -> dict[str, Any]:
+def compare(side_a: Sequence[Path], side_b: Sequence[Path], *, across: bool = False) -> dict[str, Any]:
     """All numbers of the comparison, ready for JSON. Folder i of A is paired with folder i of B."""
     if len(side_a) != len(side_b):
         raise UserError(
@@ -76,11 +79,15 @@ def compare(side_a: Sequence[Path], side_b: Sequence[Path]) -> dict[str, Any]:
             "pair them by seed"
         )
     summaries = [protocol.read_summary(folder) for folder in (*side_a, *side_b)]
+    unlike: dict[str, None] = {}  # in order, each once
     for folder, summary in zip((*side_a[1:], *side_b), summaries[1:], strict=True):
-        if found := protocol.difference(summaries[0]["protocol"], summary["protocol"]):
+        found = list(protocol.differences(summaries[0]["protocol"], summary["protocol"]))
+        if found and not across:
             raise UserError(
-                f"expected equal protocols, found other {found} in {side_a[0]} and {folder}: evaluate alike"
+                f"expected equal protocols, found other {found[0]} in {side_a[0]} and {folder}: "
+                "evaluate alike, or add --across"
             )
+        unlike |= dict.fromkeys(found)
     seeds = [_pair(a, b) for a, b in zip(side_a, side_b, strict=True)]
     shared = [pair for seed in seeds for pair in seed["pairs"]]
     if not shared:
@@ -93,6 +100,7 @@ def compare(side_a: Sequence[Path], side_b: Sequence[Path]) -> dict[str, Any]:
     result = {
         "a": [str(folder) for folder in side_a],
         "b": [str(folder) for folder in side_b],
+        "protocols_differ": list(unlike),
         **_numbers(shared),
         "seeds": [pairs.rate_b - pairs.rate_a for pairs in per_seed],
         "over_seeds": None,
@@ -127,6 +135,8 @@ def show(found: dict[str, Any]) -> None:
         table.add_row(*cells, style="bold" if n is found else None)
     for letter in ("a", "b"):
         print(f"{letter.upper()}: {', '.join(found[letter])}")
+    for line in found["protocols_differ"]:
+        print(f"Other protocols! {line}")
     console.print(table)
     if any(n["held_out"] for n in found["tasks"].values()):
         print("* held out of pretraining")

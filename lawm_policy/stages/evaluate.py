@@ -25,6 +25,7 @@ import tyro
 from lawm_policy.console import progress, say
 from lawm_policy.runs import versions, write_text
 from lawm_policy.sim import protocol
+from lawm_policy.sim.matching import check_match, make_env
 from lawm_policy.sim.protocol import (
     EPISODES,
     SUMMARY,
@@ -32,7 +33,6 @@ from lawm_policy.sim.protocol import (
     Actor,
     Episode,
     Record,
-    Suite,
     suite_named,
 )
 from lawm_policy.sim.workers import load_function, run_jobs
@@ -78,6 +78,8 @@ class EvaluateArgs:
     """Empty instructions."""
     video: int = 0
     """Films of this many episodes a task."""
+    failures: int = 0
+    """At the end, play this many failures again and film them, the most informative first."""
     job_seconds: float = 600.0
     """An episode that takes longer counts as a hung worker."""
     resume: bool = False
@@ -97,7 +99,7 @@ def run(args: EvaluateArgs) -> int:
     cells = protocol.grid(tasks, args.episodes, first, args.seed)
     actor: Actor = load_function(args.policy_factory)(args.run)
     execute = args.execute or actor.execute
-    card = check_match(suite, actor)
+    card = check_match(suite, actor, args.distractors)
     summary = {
         "protocol": protocol.describe(suite, actor, card, execute, args.distractors),
         "policy": {
@@ -121,7 +123,7 @@ def run(args: EvaluateArgs) -> int:
             "execute": execute,
             "blind": args.blind,
             "no_language": args.no_language,
-            "video": str(args.out / VIDEO) if args.video else None,
+            "video": str(args.out / VIDEO) if args.video or args.failures else None,
         }
         jobs = [(cell, cell.init_state < first + args.video) for cell in missing]
         with _threads_kept(), progress("eval", len(cells), unit="episodes", done=len(done)) as bar:
@@ -131,6 +133,7 @@ def run(args: EvaluateArgs) -> int:
                 jobs,
                 workers=args.workers,
                 job_seconds=args.job_seconds,
+                kind=_task if suite.slow_tasks else None,
             ):
                 cell = missing[outcome.index]
                 played = outcome.result or {"success": None, "steps": 0, "seconds": 0.0, "instruction": ""}
@@ -151,6 +154,7 @@ def run(args: EvaluateArgs) -> int:
             numbers,
             complete=True,
         )
+        _film_failures(args, arguments, done)
     show(numbers, args.out)
     failed = [record for record in done if record.error is not None]
     for record in failed[:ERRORS_SHOWN]:
@@ -158,6 +162,29 @@ def run(args: EvaluateArgs) -> int:
     if len(failed) > ERRORS_SHOWN:
         say(f"and {len(failed) - ERRORS_SHOWN} more errors: see {EPISODES}; --resume plays them again")
     return 1 if numbers["all"]["errors"] else 0
+
+
+def _film_failures(args: EvaluateArgs, arguments: dict[str, Any], done: list[Record]) -> None:
+    """Plays failures again, which fail again in the same way, and says so where one does not."""
+    if not args.failures:
+        return
+    wanted, there = protocol.telling_failures(done), args.out / VIDEO
+    wanted = [r for r in wanted if not (there / film_name(r.episode)).exists()][: args.failures]
+    jobs = [(record.episode, True) for record in wanted]
+    with _threads_kept(), progress("film", len(jobs), unit="failures") as bar:
+        for outcome in run_jobs(
+            "lawm_policy.stages.evaluate:begin",
+            arguments,
+            jobs,
+            workers=args.workers,
+            job_seconds=args.job_seconds,
+            kind=_task,
+        ):
+            record, again = wanted[outcome.index], outcome.result or {}
+            if (again.get("success"), again.get("steps")) != (record.success, record.steps):
+                found = outcome.error or f"{again['steps']} steps"
+                say(f"{record.task} {record.init_state} was not the same when played again: {found}")
+            bar.advance()
 
 
 def begin(
@@ -175,7 +202,7 @@ def begin(
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
     rules = suite_named(suite)
-    env = _make(rules, actor, distractors=distractors)
+    env = make_env(rules, actor, distractors)
 
     def work(job: tuple[Episode, bool]) -> dict[str, Any]:
         episode, film = job
@@ -211,37 +238,12 @@ def begin(
     return work
 
 
+def _task(job: tuple[Episode, bool]) -> str:
+    return job[0].task
+
+
 def film_name(episode: Episode) -> str:
     return f"{episode.task}-{episode.init_state}-{episode.seed}.mp4"
-
-
-def check_match(suite: Suite, actor: Actor) -> dict[str, Any]:
-    """The robot card, once the policy and the simulated robot agree on it."""
-    unknown = [name for name in actor.cameras if name not in suite.cameras]
-    if unknown:
-        raise UserError(
-            f"expected cameras among {', '.join(suite.cameras)}, found a policy that looks through "
-            f"{', '.join(unknown)}: evaluate it where its cameras are"
-        )
-    try:
-        env = _make(suite, actor)
-    except (KeyError, ValueError) as error:
-        raise UserError(f"expected a robot of suite {suite.name}, found the policy's ({error})") from error
-    try:
-        env.reset(
-            seed=0, options={"task": next(iter(suite.limits))}
-        )  # renders: no OpenGL is known here, not later
-        card = dict(env.robot_card())
-        for key in ("action_names", "state_names", "rate"):
-            theirs = (actor.robot or {}).get(key, card[key])
-            if theirs != card[key]:
-                raise UserError(
-                    f"expected the policy's {key} to be {card[key]} as in suite {suite.name}, "
-                    f"found {theirs}: fine-tune on demonstrations of this robot"
-                )
-    finally:
-        env.close()
-    return card
 
 
 def rate_line(numbers: dict[str, Any]) -> str:
@@ -278,21 +280,17 @@ def _threads_kept() -> Iterator[None]:
 
 
 def _check(args: EvaluateArgs) -> None:
-    for name, least in (("episodes", 1), ("workers", 0), ("video", 0), ("distractors", 0), ("execute", 1)):
+    for name, least in (
+        ("episodes", 1),
+        ("workers", 0),
+        ("video", 0),
+        ("failures", 0),
+        ("distractors", 0),
+        ("execute", 1),
+    ):
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"expected --{name} of at least {least}, found {value}")
-
-
-def _make(suite: Suite, actor: Actor, distractors: int = 0) -> Any:
-    robot = {**suite.robot, **(actor.robot or {})}
-    return suite.make(
-        embodiment=robot["embodiment"],
-        command=robot["command"],
-        size=actor.size,
-        cameras=tuple(actor.cameras),
-        distractors=distractors,
-    )
 
 
 def _rate(env: Any) -> int:

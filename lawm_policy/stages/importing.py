@@ -1,112 +1,164 @@
-"""`lawm import`: ordinary videos into an episode store."""
+"""`lawm import`: ordinary videos, and demonstrations that others recorded, into an episode store."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import tyro
 
 from lawm_policy.console import progress, say
 from lawm_policy.data.layout import INFO, write_json
+from lawm_policy.data.lerobot_import import find_episodes, stage_stored
+from lawm_policy.data.libero_hdf5 import (
+    CAMERAS,
+    DemoShape,
+    Hdf5Demo,
+    Unusable,
+    find_demos,
+    find_files,
+    stage_demo,
+)
+from lawm_policy.data.store import EpisodeStore
 from lawm_policy.data.store_writer import StoreWriter
 from lawm_policy.data.video import VideoError, scan_packets
 from lawm_policy.data.video_import import Shape, SourceEpisode, find_videos, stage_videos
+from lawm_policy.sim.libero_robot import CONTROL_HZ, HAND, panda_card
 from lawm_policy.types import UserError
 
 REPORT = "import_report.json"
+LIBERO_NAMES = {"image": "front", "image2": "wrist", "wrist_image": "wrist"}  # cameras, in LeRobot's dataset
 
 
 @dataclass(frozen=True)
 class ImportArgs:
-    """Videos into an episode store.
+    """Videos, or demonstrations of others, into an episode store.
 
-    Every mp4, webm, avi, mov and mkv below SRC becomes an episode: the centre square, reduced by area
-    averaging, at one constant rate (the frame nearest in time), turned as its rotation flag says.
+    videos: every mp4, webm, avi, mov and mkv below SRC becomes an episode: the centre square, reduced by
+    area averaging, at one constant rate (the frame nearest in time), turned as its rotation flag says.
     NAME.front.mp4 beside NAME.wrist.mp4 are two views of one episode. NAME.txt, or a line
     {"file": "NAME.mp4", "text": "..."} in a captions.jsonl, is its caption. The topmost folder it lies in
-    (arm/, hand/) names its embodiment. Unreadable files are listed and skipped. Exit status: 0 if any
-    video was imported, 2 if none.
+    (arm/, hand/) names its embodiment.
+
+    libero: LIBERO's HDF5 files, or folders of them. Each command is put beside what was seen before it
+    (the files have it beside what was seen after), and no-ops at the ends are left out.
+
+    lerobot: a dataset folder that LeRobot wrote (v3).
+
+    Unreadable files are listed and skipped. Exit status: 0 if anything was imported, 2 if nothing.
     """
 
-    kind: Annotated[tyro.conf.Positional[Literal["videos"]], tyro.conf.arg(metavar="videos")]
-    """What SRC holds."""
-    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
-    """A folder of videos, however nested."""
+    kind: Annotated[
+        tyro.conf.Positional[Literal["videos", "libero", "lerobot"]], tyro.conf.arg(metavar="KIND")
+    ]
+    """What SRC holds: videos, libero or lerobot."""
+    source: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="SRC")]
+    """A folder, however nested; for libero also files, as many as you like."""
     out: Path
     """The store to write."""
     camera: str = "front"
-    """The camera's name for videos that do not say it."""
+    """videos: the camera's name where the file does not say it."""
     views: tuple[str, ...] = ("front", "wrist")
-    """Camera names recognised in NAME.VIEW.mp4."""
+    """videos: camera names recognised in NAME.VIEW.mp4."""
     fps: str = "20"
-    """Frames a second to store, or `native`: the videos' own median rate, rounded."""
+    """videos: frames a second to store, or `native`: the videos' own median rate, rounded."""
+    rotate: bool = False
+    """libero, lerobot: turn images by half a turn. LIBERO's own are upside down, and stay so else."""
+    rename: tuple[str, ...] = ()
+    """lerobot: cameras' new names, as image=front image2=wrist."""
+    robot: Literal["", "libero"] = ""
+    """lerobot: whose state and commands these are; libero: LIBERO's 8 and 7 numbers."""
     size: int = 128
     """Pixels of the stored square's side (even)."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that convert."""
     resume: bool = False
-    """Go on with an import that was interrupted, or add videos that are new."""
+    """Go on with an import that was interrupted, or add what is new."""
     force: bool = False
     """Replace an existing store."""
 
 
+ONLY = {  # options that mean nothing to other kinds
+    "camera": ("videos",),
+    "views": ("videos",),
+    "fps": ("videos",),
+    "rotate": ("libero", "lerobot"),
+    "rename": ("lerobot",),
+    "robot": ("lerobot",),
+}
+
+
+class Source(Protocol):
+    """What will be one episode."""
+
+    @property
+    def source(self) -> str: ...  # its identity
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be imported, and how one of it becomes a staged episode."""
+
+    what: str
+    episodes: Sequence[Source]
+    shape: Any  # fps, cameras, names: what every episode of the new store has
+    stage: Callable[[Path, Any, Any], tuple[int, str | None]]
+    robot: dict[str, Any] | None = None
+    failed: tuple[tuple[str, str], ...] = ()  # what could not even be opened, and why
+
+
 def run(args: ImportArgs) -> int | None:
-    if not args.source.is_dir():
-        found = "a file" if args.source.exists() else "nothing"
-        raise UserError(f"expected a folder of videos at {args.source}, found {found}")
-    if args.size < 16 or args.size % 2 or args.workers < 1:
-        raise UserError(
-            f"expected an even --size of at least 16 and --workers >= 1, found {args.size}, {args.workers}"
-        )
-    episodes = find_videos(args.source, args.camera, args.views, exclude=args.out)
-    if not episodes:
-        raise UserError(f"expected videos (mp4, webm, avi, mov, mkv) below {args.source}, found none")
-    fps = _rate(args.fps, episodes)
-    used = {camera for episode in episodes for camera in episode.files}
-    ordered = [c for c in args.views if c in used] + sorted(used - set(args.views))
-    shape = Shape(fps=fps, cameras={camera: (args.size, args.size) for camera in ordered})
+    _check(args)
+    plan = {"videos": _videos, "libero": _libero, "lerobot": _lerobot}[args.kind](args)
+    shape, where = plan.shape, ", ".join(map(str, args.source))
+    failed = [{"file": file, "reason": reason} for file, reason in plan.failed]
+    if not plan.episodes:
+        raise _nothing(plan, where, failed)
     fresh = _prepare(args)
-    writer = StoreWriter(args.out, fps=fps, cameras=shape.cameras, append=args.resume)
+    writer = StoreWriter(
+        args.out,
+        fps=shape.fps,
+        cameras=shape.cameras,
+        state_names=shape.state_names,
+        action_names=shape.action_names,
+        robot=plan.robot,
+        append=args.resume,
+    )
     if writer.recovery is not None:
         say(f"{args.out}: {writer.recovery}")
-    todo = [episode for episode in episodes if episode.source not in writer.sources]
-    present = len(episodes) - len(todo)
-    failed: list[dict[str, str]] = []
-    frames = 0
+    todo = [episode for episode in plan.episodes if episode.source not in writer.sources]
+    present = len(plan.episodes) - len(todo)
+    imported = frames = 0
     started = time.monotonic()
-    with writer, progress("import", len(episodes), unit="videos", done=present) as bar:
-        for episode, folder, length, problem in _converted(todo, writer, shape, args.workers):
+    with writer, progress("import", len(plan.episodes), unit="episodes", done=present) as bar:
+        for episode, folder, length, problem in _converted(todo, writer, plan, args.workers):
             if problem is None:
                 writer.commit(folder)
-                frames += length
+                imported, frames = imported + 1, frames + length
             else:
-                names = "|".join(re.escape(path.name) for path in episode.files.values())
-                failed.append({"file": episode.source, "reason": re.sub(f"^({names}) ", "", problem)})
+                failed.append({"file": episode.source, "reason": problem})
             seconds = time.monotonic() - started
             bar.advance(1, note=f"{frames / max(seconds, 1e-9):.0f} frames/s, {len(failed)} unreadable")
-    imported = len(todo) - len(failed)
     if not imported and not present:
         if fresh:
             shutil.rmtree(args.out)
-        reasons = "; ".join(f"{f['file']}: {f['reason']}" for f in failed[:3])
-        raise UserError(f"expected at least one readable video in {args.source}, found none: {reasons}")
+        raise _nothing(plan, where, failed)
+    cameras = list(shape.cameras)
     report = {
-        "source": str(args.source),
-        "fps": fps,
+        "source": where,
+        "fps": shape.fps,
         "size": args.size,
-        "cameras": ordered,
+        "cameras": cameras,
         "imported": imported,
         "already_there": present,
         "frames": frames,
@@ -118,10 +170,102 @@ def run(args: ImportArgs) -> int | None:
         print(f"skipped {item['file']}: {item['reason']}")
     there = f", {present} were already there" if present else ""
     print(
-        f"imported {imported} episodes ({frames} frames at {fps} Hz, {args.size} px, cameras "
-        f"{', '.join(ordered)}){there}, skipped {len(failed)}: {args.out} (details in {REPORT})"
+        f"imported {imported} episodes ({frames} frames at {shape.fps} Hz, {args.size} px, cameras "
+        f"{', '.join(cameras)}){there}, skipped {len(failed)}: {args.out} (details in {REPORT})"
     )
     return 0
+
+
+def _nothing(plan: Plan, where: str, failed: list[dict[str, str]]) -> UserError:
+    reasons = "; ".join(f"{f['file']}: {f['reason']}" for f in failed[:3])
+    return UserError(
+        f"expected at least one readable {plan.what} in {where}, found none"
+        + (f": {reasons}" if reasons else "")
+    )
+
+
+def _check(args: ImportArgs) -> None:
+    if args.size < 16 or args.size % 2 or args.workers < 1:
+        raise UserError(
+            f"expected an even --size of at least 16 and --workers >= 1, found {args.size}, {args.workers}"
+        )
+    usual = {f.name: f.default for f in fields(args)}
+    for name, kinds in ONLY.items():
+        if args.kind not in kinds and getattr(args, name) != usual[name]:
+            raise UserError(
+                f"expected --{name} with {' or '.join(kinds)} alone, found it with {args.kind}: leave it out"
+            )
+    if args.kind != "libero":
+        if len(args.source) > 1:
+            raise UserError(
+                f"expected one folder, found {len(args.source)}: import each into a store of its own"
+            )
+        if not args.source[0].is_dir():
+            found = "a file" if args.source[0].exists() else "nothing"
+            what = "videos" if args.kind == "videos" else "a dataset"
+            raise UserError(f"expected a folder of {what} at {args.source[0]}, found {found}")
+
+
+def _videos(args: ImportArgs) -> Plan:
+    source = args.source[0]
+    episodes = find_videos(source, args.camera, args.views, exclude=args.out)
+    if not episodes:
+        raise UserError(f"expected videos (mp4, webm, avi, mov, mkv) below {source}, found none")
+    used = {camera for episode in episodes for camera in episode.files}
+    ordered = [c for c in args.views if c in used] + sorted(used - set(args.views))
+    shape = Shape(fps=_rate(args.fps, episodes), cameras={c: (args.size, args.size) for c in ordered})
+    return Plan("video", episodes, shape, stage_videos)
+
+
+def _libero(args: ImportArgs) -> Plan:
+    episodes: list[Hdf5Demo] = []
+    failed = []
+    for file, name in find_files(args.source):
+        try:
+            episodes += find_demos(file, name)
+        except Unusable as error:
+            failed.append((name, str(error)))
+    card = panda_card("ee", tuple(CAMERAS), "rotate_180" if args.rotate else "none")
+    return Plan(
+        "demonstration", episodes, _demo_shape(args, card, args.rotate), stage_demo, card, tuple(failed)
+    )
+
+
+def _lerobot(args: ImportArgs) -> Plan:
+    source = args.source[0]
+    rename = dict(_pair(word) for word in args.rename)
+    store = EpisodeStore.open(source)
+    if args.robot == "libero":
+        rename = {name: ours for name, ours in LIBERO_NAMES.items() if name in store.cameras} | rename
+    cameras = [rename.get(camera, camera) for camera in store.cameras]
+    card: dict[str, Any] | None = None
+    if args.robot == "libero":
+        found = tuple(len(names or ()) for names in (store.state_names, store.action_names))
+        if found != (len(HAND), 7) or store.fps != CONTROL_HZ:
+            raise UserError(
+                f"expected LIBERO's state of 8 and commands of 7 numbers at {CONTROL_HZ} Hz in {source}, "
+                f"found {found[0]} and {found[1]} at {store.fps} Hz: leave out --robot libero"
+            )
+        # LeRobot turned them already.
+        card = panda_card("ee", cameras, "none" if args.rotate else "rotate_180")
+        del card["joints"]
+        card["state_names"] = list(HAND)
+    named = card or {"state_names": store.state_names, "action_names": store.action_names}
+    shape = _demo_shape(args, {**named, "rate": store.fps, "cameras": cameras}, args.rotate)
+    embodiment = card["embodiment"] if card else ""
+    return Plan("episode", find_episodes(source, rename, embodiment), shape, stage_stored, card)
+
+
+def _demo_shape(args: ImportArgs, card: dict[str, Any], rotate: bool) -> DemoShape:
+    cameras = {camera: (args.size, args.size) for camera in card["cameras"]}
+    return DemoShape(card["rate"], cameras, card["state_names"], card["action_names"], rotate)
+
+
+def _pair(word: str) -> tuple[str, str]:
+    theirs, equals, ours = word.partition("=")
+    if not (theirs and equals and ours):
+        raise UserError(f"expected --rename as image=front, found {word!r}")
+    return theirs, ours
 
 
 def _rate(text: str, episodes: list[SourceEpisode]) -> int:
@@ -153,28 +297,26 @@ def _prepare(args: ImportArgs) -> bool:
     return True
 
 
-Converted = tuple[SourceEpisode, Path, int, str | None]
+Converted = tuple[Any, Path, int, str | None]
 
 
-def _converted(
-    todo: list[SourceEpisode], writer: StoreWriter, shape: Shape, workers: int
-) -> Iterator[Converted]:
+def _converted(todo: list[Source], writer: StoreWriter, plan: Plan, workers: int) -> Iterator[Converted]:
     """Converts in parallel and yields in order, so that the store does not depend on who was fast."""
     coming = iter(todo)
-    running: deque[tuple[SourceEpisode, Path, Future[tuple[int, str | None]]]] = deque()
+    running: deque[tuple[Source, Path, Future[tuple[int, str | None]]]] = deque()
     pool = _pool(workers)
     try:
         while True:
             while len(running) < 2 * workers + 2 and (new := next(coming, None)) is not None:
                 folder = writer.staging_folder()
-                running.append((new, folder, pool.submit(stage_videos, folder, new, shape)))
+                running.append((new, folder, pool.submit(plan.stage, folder, new, plan.shape)))
             if not running:
                 return
             episode, folder, future = running.popleft()
             try:
                 length, problem = future.result()
             except BrokenProcessPool:  # a file brought its process down: find out which, one at a time
-                yield from _alone([(episode, folder), *((e, f) for e, f, _ in running)], shape)
+                yield from _alone([(episode, folder), *((e, f) for e, f, _ in running)], plan)
                 running.clear()
                 pool.shutdown()
                 pool = _pool(workers)
@@ -184,13 +326,13 @@ def _converted(
         pool.shutdown(cancel_futures=True)
 
 
-def _alone(suspects: list[tuple[SourceEpisode, Path]], shape: Shape) -> Iterator[Converted]:
+def _alone(suspects: list[tuple[Source, Path]], plan: Plan) -> Iterator[Converted]:
     for episode, folder in suspects:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         with _pool(1) as pool:
             try:
-                length, problem = pool.submit(stage_videos, folder, episode, shape).result()
+                length, problem = pool.submit(plan.stage, folder, episode, plan.shape).result()
             except BrokenProcessPool:
                 shutil.rmtree(folder)
                 length, problem = 0, "its decoder crashed"

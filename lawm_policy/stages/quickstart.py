@@ -150,7 +150,7 @@ def _import(args: QuickstartArgs, cfg: QuickstartConfig, videos: Path, out: Path
     return run(
         ImportArgs(
             kind="videos",
-            source=videos,
+            source=(videos,),
             out=out,
             fps="10",
             size=cfg.size,

@@ -21,7 +21,7 @@ from lawm_policy.console import say
 from lawm_policy.runs import write_text
 from lawm_policy.sim import protocol
 from lawm_policy.sim.protocol import Episode
-from lawm_policy.stages import report_benchmarks
+from lawm_policy.stages import report_benchmarks, report_episodes
 from lawm_policy.stages import report_page as html
 from lawm_policy.stages.compare import compare, interval_of, verdict
 from lawm_policy.stages.report_page import esc, percent, points, span
@@ -84,6 +84,8 @@ def build(sources: Sources, title: str = "", summary: str = "", films: int = 8) 
         f"lawm report · {time.strftime('%-d %B %Y')}",
         [
             ("results", "Success on the robot's tasks", _results(sources.evaluations, compared)),
+            ("episodes", "Every episode", report_episodes.section(sources.evaluations)),
+            ("failures", "Failures that tell most", report_episodes.failures(sources.evaluations)),
             ("benchmarks", "Benchmarks", "".join(report_benchmarks.section(b) for b in sources.benchmarks)),
             ("rollouts", "Rollouts, side by side", _films(sources.evaluations, films)),
             ("strips", "What the world model expects", _strips(sources.runs)),

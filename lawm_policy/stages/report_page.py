@@ -212,12 +212,16 @@ def flat(value: Any) -> str:
     )
 
 
-def picture(content: bytes, told: str, caption: str = "") -> str:
+def photograph(content: bytes, told: str, caption: str = "") -> str:
+    return picture(content, told, caption, kind="jpeg")
+
+
+def picture(content: bytes, told: str, caption: str = "", kind: str = "png") -> str:
     data = b64encode(content).decode()
     below = f"<figcaption>{esc(caption)}</figcaption>" if caption else ""
     return (
         f'<figure><div class="scroll" role="region" tabindex="0" aria-label="{esc(told)}">'
-        f'<img class="strip" alt="{esc(told)}" src="data:image/png;base64,{data}"></div>{below}</figure>'
+        f'<img class="strip" alt="{esc(told)}" src="data:image/{kind};base64,{data}"></div>{below}</figure>'
     )
 
 

@@ -45,3 +45,19 @@ def test_what_half_made_objects_complain_of_is_not_heard(monkeypatch):
     with pytest.raises(UserError, match=r"found ImportError: no device: `lawm doctor`"):
         CameraRig(mujoco.MjModel.from_xml_string("<mujoco/>"), 32)
     assert not heard and sys.unraisablehook is hook
+
+
+def test_a_fork_of_a_process_that_has_drawn_says_so_instead_of_hanging():
+    model = mujoco.MjModel.from_xml_string("<mujoco/>")
+    CameraRig(model, 8).close()
+    child = os.fork()
+    if child == 0:  # whatever happens, this process must not go on with pytest's work
+        status = 1
+        try:
+            CameraRig(model, 8)
+        except UserError as error:
+            status = 0 if "spawn" in str(error) else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    CameraRig(model, 8).close()  # here it works still

@@ -35,6 +35,18 @@ def test_the_dead_and_the_hung_are_replaced(tmp_path):
     assert found[3000].result == 9_000_000  # its second attempt
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_ends_a_kind_of_job_before_it_begins_another(tmp_path, workers):
+    jobs = [k + 10 * kind for k in range(1, 7) for kind in range(3)]
+    found = collect(jobs, workers, tmp_path / "log", kind=lambda job: job // 10)
+    assert [found[x].result for x in jobs] == [x * x for x in jobs]
+    log = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    for worker in {pid for pid, _ in log}:
+        kinds = [int(job) // 10 for pid, job in log if pid == worker]
+        begun = [k for i, k in enumerate(kinds) if k not in kinds[:i]]
+        assert kinds == sorted(kinds, key=begun.index)
+
+
 def test_setup_faults_end_the_run():
     with pytest.raises(UserError, match="expected a run, found none"):
         list(run_jobs("fake_suite:mistaken", {}, [1, 2], workers=1))

@@ -104,6 +104,17 @@ def test_refusals(tmp_path):
         compare.run(CompareArgs(str(a), str(a)))
 
 
+def test_across_protocols_is_allowed_by_a_flag_and_marked(tmp_path, capsys):
+    a = evaluation(tmp_path / "a", {"pick": "10"})
+    b = evaluation(tmp_path / "b", {"pick": "11"}, execute=4, distractors=2)
+    assert compare.run(CompareArgs(str(a), str(b), across=True, json=tmp_path / "found.json")) == 0
+    told = ["execute: 8 and 4", "visuals.distractors: 0 and 2"]
+    assert json.loads((tmp_path / "found.json").read_text())["protocols_differ"] == told
+    printed = capsys.readouterr().out
+    assert all(f"Other protocols! {line}" in printed for line in told)
+    assert compare.compare([a], [a], across=True)["protocols_differ"] == []
+
+
 def test_difference_names_the_first_key():
     assert protocol.difference({"a": 1, "b": {"c": [1]}}, {"a": 1, "b": {"c": [1]}}) is None
     assert protocol.difference({"b": {"c": [1]}}, {"b": {"c": [2]}}) == "b.c: [1] and [2]"

@@ -240,6 +240,24 @@ def test_tabletop_films_and_workers_change_nothing(tmp_path):
         assert (stream.codec_context.name, stream.width, stream.height) == ("h264", 256, 128)
         assert stream.frames == 1 + next(r for r in a if r.task == "open_drawer").steps // 2
     assert not (tmp_path / "a" / "video").exists()
+    evaluate.run(arguments(tmp_path / "a", "Wanderer", "", workers=1, failures=3, resume=True, **common))
+    again = {f.name: f.read_bytes() for f in (tmp_path / "a" / "video").iterdir()}
+    lost = {evaluate.film_name(r.episode) for r in a if not r.success}
+    assert len(again) == min(3, len(lost)) > 0 and set(again) <= lost
+    assert all(content == (tmp_path / "b" / "video" / name).read_bytes() for name, content in again.items())
+
+
+def test_failures_that_tell_most_come_first():
+    def record(task, state, success):
+        return protocol.Record("s", task, state, 0, success, 9, None, 0.1, "x")
+
+    mine = [record("easy", k, k != 3) for k in range(5)]  # fails once
+    mine += [record("hard", k, k == 4) for k in range(5)]  # succeeds once
+    others = [record("hard", 2, True), record("hard", 0, False), record("easy", 3, False)]
+    told = [(r.task, r.init_state) for r in protocol.telling_failures(mine, others)]
+    assert told == [("hard", 2), ("easy", 3), ("hard", 0), ("hard", 1), ("hard", 3)]
+    assert [r.task for r in protocol.telling_failures(mine)][:2] == ["easy", "hard"]
+    assert protocol.telling_failures([]) == []
 
 
 def test_distractors_are_another_protocol(tmp_path):

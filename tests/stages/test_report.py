@@ -85,7 +85,11 @@ def test_everything_is_there_and_carried(page):
         ),
     ):
         assert part in said, part
-    assert len(elements.all("video")) == 8 and len(elements.all("img")) == 2
+    failed = said.count(" steps from state ")
+    assert len(elements.all("video")) == 8 and len(elements.all("img")) == 2 + failed > 2
+    assert "another policy here succeeds from the same start" in said
+    marks = [a["class"] for a in elements.all("i") if a.get("class") in ("yes", "no", "error")]
+    assert len(marks) == 160 and marks.count("error") == 4, "each episode is a mark"
     for tag in ("video", "img"):
         for attributes in elements.all(tag):
             assert attributes["src"].startswith("data:") and (
@@ -108,6 +112,16 @@ def test_the_numbers_are_those_of_compare(folders, page):
     found = compare.compare(*([report_sources.read([f]).evaluations[0].folder] for f in folders[:2]))
     assert f"+{100 * found['difference']['value']:.1f}" in page.read_text()
     assert found["left_out"]["errors"] == 4
+
+
+def test_many_evaluations_are_a_heat_map(tmp_path):
+    names = [material.evaluation(tmp_path / f"e{k}", 0.2 * k, k, films=False) for k in range(4)]
+    text = report.build(report_sources.read([str(name) for name in names]))
+    shades = [int(share) for share in re.findall(r"--share:(\d+)%", text)]
+    assert len(shades) == 16 and shades[0::4] == [0] * 4, (
+        "four tasks under four policies; the first never succeeds"
+    )
+    assert "Failures that tell most" not in text, "there are no films"
 
 
 def test_hostile_strings_stay_strings(tmp_path):

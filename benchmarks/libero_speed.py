@@ -1,0 +1,378 @@
+"""How many episodes of LIBERO an hour, on one core? Ours, exact and lite, beside LIBERO's own environment
+used the ordinary way, with the same policy, the same episodes, in turn.
+
+    python benchmarks/libero_speed.py --out benchmarks/results/libero_speed
+
+Each side is a process of its own on one and the same core; one works while the others wait. The policy is
+a network of `baku`'s size that looks at every eighth frame, two cameras at 128 px; what it commands was
+recorded from an expert, and cut short in some episodes, so that successes and failures both occur.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from harness import Target, interval_of_median, write_result
+
+EXECUTE, PIXELS, SETTLE, LIMIT = 8, 128, 5, 300
+PROTOCOL = "lawm"
+SIDES = ("LIBERO's own", "exact", "lite")
+CUT = 4  # in one episode of so many the commands end halfway, and the episode runs to its limit
+
+
+@dataclass(frozen=True)
+class Args:
+    """Episodes an hour, where the time goes, and whether memory stays flat."""
+
+    out: Path
+    """where result.json and page.md go"""
+    quick: bool = False
+    """one task, few episodes"""
+    tasks: tuple[str, ...] = ("libero_object-0", "libero_spatial-0", "libero_goal-8")
+    """played one after the other"""
+    episodes: int = 12
+    """a task"""
+    memory: int = 200
+    """episodes on one worker while its memory is watched"""
+
+
+# ---------------------------------------------------------------------- in a process a side
+
+
+class Policy:
+    """Looks, thinks as long as a real policy does, and says what was recorded."""
+
+    def __init__(self) -> None:
+        import torch
+        from act_speed import policy_of_size
+
+        torch.set_num_threads(1)
+        self._network = policy_of_size(PIXELS)
+
+    def begin(self, commands_TA: np.ndarray) -> None:
+        self._commands_TA, self._at, self.seconds, self.seen = commands_TA, 0, 0.0, hashlib.sha256()
+
+    def act(self, front: np.ndarray, wrist: np.ndarray) -> np.ndarray:
+        began = time.perf_counter()
+        for image in (front, wrist):
+            self.seen.update(image.tobytes())
+        views = {"front": np.ascontiguousarray(front), "wrist": np.ascontiguousarray(wrist)}
+        self._network.act({"images": views, "state": np.zeros(7, np.float32), "instruction": "do it"})
+        chunk_NA = self._commands_TA[self._at : self._at + EXECUTE]
+        still = np.tile([0, 0, 0, 0, 0, 0, -1.0], (EXECUTE - len(chunk_NA), 1))
+        self._at += EXECUTE
+        self.seconds += time.perf_counter() - began
+        return np.concatenate([chunk_NA, still])
+
+
+def serve(pipe: Connection, side: str, core: int) -> None:
+    """One side's process: does what it is asked, one thing at a time."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+    player: Any = (Ordinary if side == SIDES[0] else Ours)(side)
+    pipe.send("ready")
+    while True:
+        try:
+            what, arguments = pipe.recv()
+        except EOFError:
+            return
+        began = time.perf_counter()
+        found = getattr(player, what)(*arguments)
+        pipe.send((time.perf_counter() - began, found))
+
+
+class Ordinary:
+    """OffScreenRenderEnv as LIBERO's own evaluation uses it: made once a task, drawn at every step."""
+
+    def __init__(self, side: str) -> None:
+        from lawm_policy.sim.libero_assets import prepare
+
+        prepare()
+        import libero.libero.envs  # noqa: F401  (seconds, once a process: nobody's episode)
+
+        self.policy = Policy()
+        self.env: Any = None
+
+    def make(self, task: str) -> None:
+        from libero.libero.envs import OffScreenRenderEnv
+
+        from lawm_policy.sim.libero_tasks import libero_task, read_states
+
+        if self.env is not None:
+            self.env.close()
+        facts = libero_task(task)
+        self.env = OffScreenRenderEnv(
+            bddl_file_name=str(facts.problem), camera_heights=PIXELS, camera_widths=PIXELS
+        )
+        self.states_NS = read_states(facts.states)
+
+    def play(self, state: int, commands_TA: np.ndarray) -> dict[str, Any]:
+        env: Any = self.env
+        self.policy.begin(commands_TA)
+        began = time.perf_counter()
+        env.seed(0)
+        env.reset()
+        env.set_init_state(self.states_NS[state])
+        for _ in range(SETTLE):
+            seen, *_ = env.step(np.zeros(7))
+        reset = time.perf_counter() - began
+        steps, success = 0, False
+        while steps < LIMIT and not success:
+            chunk_NA = self.policy.act(seen["agentview_image"], seen["robot0_eye_in_hand_image"])
+            for command in chunk_NA:
+                seen, _, success, _ = env.step(command)
+                steps += 1
+                if success or steps == LIMIT:
+                    break
+        return _told(success, steps, env.sim.get_state().flatten(), self.policy, reset)
+
+    def parts(self) -> dict[str, float]:
+        """Milliseconds of a control step without images, and of one image."""
+        env: Any = self.env
+        sim = env.env.sim
+        image = _milliseconds(lambda: sim.render(camera_name="agentview", width=PIXELS, height=PIXELS), 12)
+        step = _milliseconds(lambda: env.step(np.zeros(7)), 12)
+        return {"step": step - 2 * image, "image": image}
+
+
+class Ours:
+    def __init__(self, side: str) -> None:
+        self.protocol = PROTOCOL + ("+lite" if side == "lite" else "")
+        from lawm_policy.sim.libero_assets import prepare
+
+        prepare()
+        import libero.libero.envs  # noqa: F401
+
+        self.policy = Policy()
+        self.env: Any = None
+
+    def make(self, task: str) -> None:
+        from lawm_policy.sim.libero_env import LiberoEnv
+
+        if self.env is not None:
+            self.env.close()
+        self.env = LiberoEnv(task, protocol=self.protocol)
+
+    def play(self, state: int, commands_TA: np.ndarray) -> dict[str, Any]:
+        env: Any = self.env
+        self.policy.begin(commands_TA)
+        began = time.perf_counter()
+        env.render_now = True
+        seen, _ = env.reset(options={"init_state": state})
+        reset = time.perf_counter() - began
+        steps, ended = 0, False
+        while not ended:
+            chunk_NA = self.policy.act(seen["images"]["front"], seen["images"]["wrist"])
+            for k, command in enumerate(chunk_NA):
+                env.render_now = k == EXECUTE - 1
+                seen, _, done, truncated, _ = env.step(command)
+                steps += 1
+                if ended := done or truncated:
+                    break
+        return _told(env.success, steps, env.flat_state(), self.policy, reset)
+
+    def parts(self) -> dict[str, float]:
+        env: Any = self.env
+        env.reset(options={"init_state": 0})
+        env.render_now = False
+        still = np.array([0, 0, 0, 0, 0, 0, -1.0])
+        return {
+            "step": _milliseconds(lambda: env.step(still), 40),
+            "image": _milliseconds(lambda: env._image("front"), 12),
+        }
+
+    def record(self, tasks: tuple[str, ...], episodes: int) -> dict[tuple[str, int], np.ndarray]:
+        """What an expert commands in each episode."""
+        from lawm_policy.sim.libero_env import LiberoEnv
+        from lawm_policy.sim.libero_experts import rollout
+
+        found = {}
+        for task in tasks:
+            env = LiberoEnv(task, protocol=self.protocol, images=False)
+            for state in range(episodes):
+                commands_TA = rollout(env, state, init_state=state).executed_TA
+                cut = len(commands_TA) // 2 if state % CUT == CUT - 1 else len(commands_TA)
+                found[task, state] = np.asarray(commands_TA[:cut], dtype=np.float64)
+            env.close()
+        return found
+
+    def memory(self, tasks: tuple[str, ...], episodes: int) -> list[float]:
+        """Resident megabytes after each of many episodes, tasks in turn, on one environment of a suite."""
+        from lawm_policy.sim.libero_suite import LiberoSuiteEnv
+
+        env = LiberoSuiteEnv(tasks[0].rpartition("-")[0], protocol=self.protocol, size=PIXELS)
+        page, found = os.sysconf("SC_PAGE_SIZE"), []
+        for episode in range(episodes):
+            env.reset(options={"task": tasks[episode % len(tasks)], "init_state": episode % 50})
+            for k in range(2 * EXECUTE):
+                env.render_now = k % EXECUTE == EXECUTE - 1
+                env.step(np.array([0, 0, -0.3, 0, 0, 0, -1.0]))
+            found.append(int(Path("/proc/self/statm").read_text().split()[1]) * page / 2**20)
+        env.close()
+        return found
+
+
+def _told(success: Any, steps: int, state_S: np.ndarray, policy: Policy, reset: float) -> dict[str, Any]:
+    return {
+        "success": bool(success),
+        "steps": steps,
+        "state": hashlib.sha256(state_S.tobytes()).hexdigest(),
+        "pixels": policy.seen.hexdigest(),
+        "policy": policy.seconds,
+        "reset": reset,
+    }
+
+
+def _milliseconds(work: Callable[[], object], times: int) -> float:
+    work()
+    found = []
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        found.append(1e3 * (time.perf_counter() - began))
+    return float(np.median(found))
+
+
+# ---------------------------------------------------------------------- the comparison
+
+
+class Side:
+    """The parent's end of one side."""
+
+    def __init__(self, name: str, core: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, name, core), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._pipe.recv()
+
+    def do(self, what: str, *arguments: Any) -> tuple[float, Any]:
+        """Seconds it took, by its own clock, and what it found."""
+        self._pipe.send((what, arguments))
+        seconds, found = self._pipe.recv()
+        return seconds, found
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join()
+
+
+def main(args: Args) -> None:
+    started = time.monotonic()
+    tasks, episodes = (args.tasks[:1], 2) if args.quick else (args.tasks, args.episodes)
+    core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    sides = [Side(name, core) for name in SIDES]
+    commands = sides[-1].do("record", tasks, episodes)[1]
+    made: dict[str, list[float]] = {name: [] for name in SIDES}
+    played: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
+    parts: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
+    for task in tasks:
+        for side in sides:
+            made[side.name].append(side.do("make", task)[0])
+        for state in range(episodes):
+            for k in range(len(sides)):  # who is first changes
+                side = sides[(k + state) % len(sides)]
+                seconds, found = side.do("play", state, commands[task, state])
+                played[side.name].append({"task": task, "state": state, "seconds": seconds, **found})
+        for side in sides:
+            parts[side.name].append(side.do("parts")[1])
+    same = tuple(t for t in tasks if t.startswith(tasks[0].rpartition("-")[0]))
+    megabytes = sides[-1].do("memory", same, 20 if args.quick else args.memory)[1]
+    for side in sides:
+        side.close()
+    args.out.mkdir(parents=True, exist_ok=True)
+    raw = {"made": made, "played": played, "parts": parts, "megabytes": [round(m, 1) for m in megabytes]}
+    (args.out / "raw.json").write_text(json.dumps(raw, indent=0) + "\n")
+    rows, targets = judge(made, played, parts, megabytes)
+    write_result(
+        args.out,
+        question="How many episodes of LIBERO an hour, on one core?",
+        seconds=time.monotonic() - started,
+        seeds=[0],
+        rows=rows,
+        targets=targets,
+        notes=f"{len(tasks)} tasks ({', '.join(tasks)}), {episodes} stored states each, chunks of {EXECUTE} "
+        f"executed, two cameras at {PIXELS} px, limit {LIMIT}. Making the environment counts, once a task. A "
+        "ratio's interval is that of the median of the ratios of single episodes. `ladder` takes one change "
+        "after the other from LIBERO's way to ours, computed from the measured parts for an episode of mean "
+        "length.",
+    )
+
+
+def judge(
+    made: dict[str, list[float]],
+    played: dict[str, list[dict[str, Any]]],
+    parts: dict[str, list[dict[str, float]]],
+    megabytes: list[float],
+) -> tuple[list[dict[str, Any]], list[Target]]:
+    rows: list[dict[str, Any]] = []
+    for name in SIDES:
+        episodes = played[name]
+        total = sum(made[name]) + sum(e["seconds"] for e in episodes)
+        rows.append(
+            {
+                "what": name,
+                "episodes an hour": 3600 * len(episodes) / total,
+                "s an episode": float(np.mean([e["seconds"] for e in episodes])),
+                "of it policy": float(np.mean([e["policy"] for e in episodes])),
+                "of it reset": float(np.mean([e["reset"] for e in episodes])),
+                "s to make": float(np.mean(made[name])),
+                "ms a step": float(np.mean([p["step"] for p in parts[name]])),
+                "ms an image": float(np.mean([p["image"] for p in parts[name]])),
+                "successes": sum(e["success"] for e in episodes),
+            }
+        )
+    targets = []
+    equal = {"exact": ("success", "steps", "state", "pixels"), "lite": ("success", "steps", "state")}
+    for row, goal in ((rows[1], ">= 5"), (rows[2], ">= 9")):
+        name = row["what"]
+        pairs = list(zip(played[SIDES[0]], played[name], strict=True))
+        value = row["episodes an hour"] / rows[0]["episodes an hour"]
+        interval = interval_of_median([a["seconds"] / b["seconds"] for a, b in pairs])
+        targets.append(Target(f"{name}: episodes an hour, times LIBERO's own", goal, value, interval))
+        unequal = sum(any(a[key] != b[key] for key in equal[name]) for a, b in pairs)
+        what = f"{name}: episodes of {len(pairs)} not bit-equal in {', '.join(equal[name])}"
+        targets.append(Target(what, "<= 0", unequal))
+    early, late = megabytes[len(megabytes) // 10 : len(megabytes) // 5], megabytes[-(len(megabytes) // 10) :]
+    growth = float(np.median(late) - np.median(early))
+    targets.append(Target(f"memory's growth over {len(megabytes)} episodes, MB", "<= 20", growth))
+    steps = float(np.mean([e["steps"] for e in played[SIDES[0]]]))
+    return rows + _ladder(rows[0], rows[1], rows[2], steps), targets
+
+
+def _ladder(
+    libero: dict[str, float], exact: dict[str, float], lite: dict[str, float], steps: float
+) -> list[dict[str, Any]]:
+    """Seconds an episode after each change, from the parts."""
+    looks = float(np.ceil(steps / EXECUTE))
+
+    def seconds(step: float, image: float, frames: float, reset: float) -> float:
+        return (steps * step + frames * image) / 1e3 + reset + libero["of it policy"]
+
+    step, image, reset = "ms a step", "ms an image", "of it reset"
+    changes = [
+        ("LIBERO's own", libero[step], libero[image], 2 * steps, libero[reset]),
+        ("only frames that are seen", libero[step], libero[image], 2 * looks, libero[reset]),
+        ("our reset, the model kept", libero[step], libero[image], 2 * looks, exact[reset]),
+        ("our control step", exact[step], libero[image], 2 * looks, exact[reset]),
+        ("our renderer", exact[step], exact[image], 2 * looks, exact[reset]),
+        ("lite images", lite[step], lite[image], 2 * looks, lite[reset]),
+    ]
+    return [{"what": f"ladder: {name}", "s an episode": seconds(*numbers)} for name, *numbers in changes]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

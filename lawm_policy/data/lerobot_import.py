@@ -1,0 +1,95 @@
+"""Datasets that LeRobot wrote, with our camera names, one size and a robot card.
+
+Our stores have LeRobot's layout, so its datasets can be used as they are; what is imported is also turned,
+made smaller, and known to be of a certain robot.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from lawm_policy.data.libero_hdf5 import DemoShape
+from lawm_policy.data.store import EpisodeStore
+from lawm_policy.data.store_writer import image_stats, seal
+from lawm_policy.data.video import VideoWriter
+from lawm_policy.types import UserError
+
+
+@dataclass(frozen=True)
+class StoredEpisode:
+    """One episode of another store, not read yet."""
+
+    source: str  # its identity
+    store: Path
+    index: int
+    text: str
+    task: str
+    embodiment: str
+    cameras: tuple[tuple[str, str], ...]  # our name, its name
+
+
+def find_episodes(root: Path, rename: dict[str, str], embodiment: str) -> list[StoredEpisode]:
+    """All episodes of a dataset; `rename` maps its camera names to ours, the others keep theirs."""
+    store = EpisodeStore.open(root)
+    if strange := sorted(set(rename) - set(store.cameras)):
+        raise UserError(
+            f"expected cameras among {', '.join(store.cameras)} in {root}, found {', '.join(strange)}: "
+            "correct --rename"
+        )
+    named = {rename.get(camera, camera): camera for camera in store.cameras}
+    if len(named) < len(store.cameras):
+        raise UserError(f"expected names that differ, found {rename} for {', '.join(store.cameras)}")
+    return [
+        StoredEpisode(
+            source=f"{root.resolve().name}:{e.index}",
+            store=root,
+            index=e.index,
+            text=e.text,
+            task=e.task,
+            embodiment=embodiment or e.embodiment,
+            cameras=tuple((ours, theirs) for ours, theirs in named.items() if theirs in e.cameras),
+        )
+        for e in store.episodes
+    ]
+
+
+def stage_stored(folder: Path, episode: StoredEpisode, shape: DemoShape) -> tuple[int, str | None]:
+    """Converts one episode into its staging folder: (frames, None), or (0, why it cannot be read)."""
+    try:
+        store = _opened(episode.store)
+        stats, length = {}, 0
+        for ours, theirs in episode.cameras:
+            height, width = shape.cameras[ours]
+            frames_THWC = store.frames(episode.index, theirs, size=height)
+            frames_THWC = frames_THWC[:, ::-1, ::-1] if shape.rotate else frames_THWC
+            writer = VideoWriter(folder / f"{ours}.mp4", shape.fps, height, width)
+            for frame in frames_THWC:
+                writer.add(np.ascontiguousarray(frame))
+            writer.close()
+            length = len(frames_THWC)
+            stats[ours] = image_stats(frames_THWC[:: max(1, length // 8)])
+        facts = {"text": episode.text, "task": episode.task, "embodiment": episode.embodiment}
+        labelled = bool(shape.action_names)
+        seal(
+            folder,
+            shape,
+            length=length,
+            facts=facts | {"split": None, "source": episode.source},
+            stats=stats,
+            state=store.state(episode.index) if labelled else None,
+            actions=store.actions(episode.index) if labelled else None,
+        )
+        return length, None
+    except UserError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        return 0, " ".join(str(error).split())
+
+
+@lru_cache(maxsize=2)
+def _opened(path: Path) -> EpisodeStore:
+    return EpisodeStore.open(path)

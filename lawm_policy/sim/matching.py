@@ -1,0 +1,56 @@
+"""Whether a policy and a suite belong together: cameras, commands, state, and how images are turned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lawm_policy.sim.protocol import Actor, Suite
+from lawm_policy.types import UserError
+
+MENDS = {"flip": "evaluate it with a protocol whose images are turned as those that it learnt from"}
+
+
+def make_env(suite: Suite, actor: Actor, distractors: int = 0) -> Any:
+    robot = {**suite.robot, **(actor.robot or {})}
+    return suite.make(
+        embodiment=robot["embodiment"],
+        command=robot["command"],
+        size=actor.size,
+        cameras=tuple(actor.cameras),
+        distractors=distractors,
+    )
+
+
+def check_match(suite: Suite, actor: Actor, distractors: int = 0) -> dict[str, Any]:
+    """The robot card, once the policy and the simulated robot agree on it."""
+    unknown = [name for name in actor.cameras if name not in suite.cameras]
+    if unknown:
+        raise UserError(
+            f"expected cameras among {', '.join(suite.cameras)}, found a policy that looks through "
+            f"{', '.join(unknown)}: evaluate it where its cameras are"
+        )
+    try:
+        env = make_env(suite, actor, distractors)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"expected a robot of suite {suite.name}, found the policy's ({error})") from error
+    try:
+        env.reset(
+            seed=0, options={"task": next(iter(suite.limits))}
+        )  # renders: no OpenGL is known here, not later
+        card = dict(env.robot_card())
+        policys = actor.robot or {}
+        for key in ("action_names", "rate", "flip"):
+            theirs = policys.get(key, card.get(key))
+            if theirs != card.get(key):
+                raise UserError(
+                    f"expected the policy's {key} to be {card.get(key)} as in suite {suite.name}, "
+                    f"found {theirs}: {MENDS.get(key, 'fine-tune on demonstrations of this robot')}"
+                )
+        if strange := set(policys.get("state_names", ())) - set(card["state_names"]):
+            raise UserError(
+                f"expected the policy's state_names among {card['state_names']} as in suite {suite.name}, "
+                f"found {sorted(strange)}: fine-tune on demonstrations of this robot"
+            )
+    finally:
+        env.close()
+    return card

@@ -1,0 +1,241 @@
+"""LIBERO's official files: each command beside what was seen before it, and nothing hostile gets in."""
+
+from __future__ import annotations
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+from libero_scripts import pick_and_place, replay
+from made_libero import made_demo, write_hdf5
+
+from lawm_policy.cli import main
+from lawm_policy.data.commands import joint_card, joint_commands
+from lawm_policy.data.demos import DemoConfig, DemoDataset
+from lawm_policy.data.libero_hdf5 import seen_after
+from lawm_policy.data.store import EpisodeStore
+from lawm_policy.sim.libero_robot import STATE, panda_card
+from lawm_policy.types import UserError
+
+
+def run_import(out, *sources, **options):
+    more = [word for name, value in options.items() for word in (f"--{name}", str(value)) if value != ""]
+    return main(["import", "libero", *map(str, sources), "--out", str(out), "--workers", "1", *more])
+
+
+def shades(frames_THWC):
+    """The brightness of the lower middle."""
+    size = frames_THWC.shape[1]
+    return frames_THWC[:, size // 2 : -2, 2:-2].mean(axis=(1, 2, 3)) / 10
+
+
+def test_commands_stand_beside_what_was_seen_before_them(tmp_path, capsys):
+    demo = made_demo()
+    write_hdf5(tmp_path / "libero_x" / "lift_the_cup_demo.hdf5", [demo, made_demo(seed=1)])
+    assert run_import(tmp_path / "store", tmp_path / "libero_x", size=32) == 0
+    assert "imported 2 episodes" in capsys.readouterr().out
+    store = EpisodeStore.open(tmp_path / "store")
+    first = store.episodes[0]
+    assert (first.text, first.task) == ("pick up the cup and place it in the bin", "lift_the_cup")
+    assert (first.embodiment, first.source) == ("panda", "lift_the_cup_demo.hdf5:demo_0")
+    assert (
+        store.fps == 20
+        and store.state_names == STATE
+        and store.robot == panda_card("ee", ("front", "wrist"), "none")
+    )
+    # Rows 0 and 1, and the last two, do nothing. Command 2 was given when row 1 had been seen.
+    np.testing.assert_allclose(store.actions(0), demo["actions"][2:12], atol=1e-6)
+    np.testing.assert_allclose(store.state(0)[:, 0], np.arange(1, 11))
+    np.testing.assert_allclose(store.state(0)[:, 8:], demo["obs/joint_states"][1:11], atol=1e-6)
+    np.testing.assert_allclose(shades(store.frames(0, "front")), np.arange(2, 12), atol=0.4)
+    frame = store.frames(0, "front")[5].astype(float)
+    assert frame[:4].mean() < 0.7 * frame[-8:].mean(), "upside down as LIBERO has it: not turned"
+
+
+def test_images_are_turned_and_reduced_where_asked(tmp_path):
+    demo = made_demo(size=64)
+    demo["obs/agentview_rgb"][:, :, :20] = 0
+    write_hdf5(tmp_path / "a_demo.hdf5", [demo])
+    run_import(tmp_path / "turned", tmp_path / "a_demo.hdf5", "--rotate", size=32)
+    write_hdf5(tmp_path / "b_demo.hdf5", [demo], macros_image_convention="opencv")
+    run_import(tmp_path / "upright", tmp_path / "b_demo.hdf5", size=32)
+    turned, upright = (EpisodeStore.open(tmp_path / name) for name in ("turned", "upright"))
+    assert turned.robot["flip"] == "rotate_180" and upright.robot["flip"] == "none"
+    frame = turned.frames(0, "front")[5].astype(float)
+    assert frame.shape == (32, 32, 3)
+    assert frame[10, 28].mean() < 10 < frame[10, 5].mean(), "left is right now"
+    assert frame[30, 5].mean() < 0.7 * frame[10, 5].mean(), "and the top is at the bottom"
+    other = upright.frames(0, "front")[5].astype(float)
+    assert other[10, 5].mean() < 10 and other[30, 28].mean() < 0.7 * other[10, 28].mean()
+
+
+def test_files_that_are_aligned_are_left_alone(tmp_path):
+    demo = made_demo()
+    with h5py.File(write_hdf5(tmp_path / "later.hdf5", [demo])) as file:
+        assert seen_after(file["data/demo_0"], demo["obs/joint_states"].astype(np.float32))
+    demo["obs/joint_states"] = demo["states"][:, 1:8]
+    path = write_hdf5(tmp_path / "aligned.hdf5", [demo])
+    with h5py.File(path) as file:
+        assert not seen_after(file["data/demo_0"], demo["obs/joint_states"].astype(np.float32))
+    run_import(tmp_path / "store", path, size=32)
+    store = EpisodeStore.open(tmp_path / "store")
+    np.testing.assert_allclose(store.actions(0), demo["actions"][2:12], atol=1e-6)
+    np.testing.assert_allclose(shades(store.frames(0, "front")), np.arange(3, 13), atol=0.4)
+
+
+def hostile_demos():
+    """Name, what it does to the file's demo_1, and what is said of it."""
+
+    def drop(demo, name):
+        del demo[name]
+
+    def link(demo, name):
+        drop(demo, name)
+        demo[name] = h5py.ExternalLink("secret.hdf5", "/data")
+
+    def soft(demo, name):
+        drop(demo, name)
+        demo[name] = h5py.SoftLink("/data/demo_0/actions")
+
+    def put(demo, name, values, **more):
+        drop(demo, name)
+        demo.create_dataset(name, data=values, **more)
+
+    def virtual(demo, name):
+        drop(demo, name)
+        layout = h5py.VirtualLayout((14, 7), np.float64)
+        layout[:] = h5py.VirtualSource("secret.hdf5", "/data", (14, 7))
+        demo.create_virtual_dataset(name, layout)
+
+    def external(demo, name):
+        drop(demo, name)
+        demo.create_dataset(name, (14, 7), np.float64, external=[("/etc/passwd", 0, 14 * 7 * 8)])
+
+    def huge(demo, name):
+        drop(demo, name)
+        demo.create_dataset(name, (10**9, 7), np.float64, chunks=(100, 7), compression="gzip")
+
+    nan = np.full((14, 7), np.nan)
+    return {
+        "lacks": (lambda d: drop(d, "actions"), "lacks actions"),
+        "no images": (lambda d: drop(d, "obs/eye_in_hand_rgb"), "lacks eye_in_hand_rgb"),
+        "external link": (lambda d: link(d, "actions"), "actions is a link to elsewhere"),
+        "soft link": (lambda d: soft(d, "actions"), "actions is a link to elsewhere"),
+        "virtual": (lambda d: virtual(d, "actions"), "keeps its values in another file"),
+        "external storage": (lambda d: external(d, "actions"), "keeps its values in another file"),
+        "huge": (lambda d: huge(d, "actions"), "actions has 1000000000 rows"),
+        "nan": (lambda d: put(d, "actions", nan), "not finite"),
+        "text": (lambda d: put(d, "actions", [b"a"]), "expected rows of 7 numbers"),
+        "group": (lambda d: (drop(d, "actions"), d.create_group("actions")), "actions is not a dataset"),
+        "short": (lambda d: put(d, "actions", np.ones((9, 7))), "rows differ in number: 9 of actions"),
+        "float images": (lambda d: put(d, "obs/agentview_rgb", np.ones((14, 8, 8, 3))), "uint8"),
+        "still": (lambda d: put(d, "actions", np.zeros((14, 7))), "nothing moves"),
+    }
+
+
+@pytest.mark.parametrize("name", list(hostile_demos()))
+def test_what_is_broken_or_hostile_is_listed_and_the_rest_imported(tmp_path, capsys, name):
+    spoil, said = hostile_demos()[name]
+    path = write_hdf5(tmp_path / "a_demo.hdf5", [made_demo(seed=k) for k in range(3)], foreign="attribute")
+    with h5py.File(path, "a") as file:
+        spoil(file["data/demo_1"])
+        file["data/demo_0/obs/foreign_key"] = np.zeros(3)
+        file["data/notes"] = 7
+        file.create_group("mask")
+    assert run_import(tmp_path / "store", path, size=32) == 0
+    assert said in capsys.readouterr().out
+    report = json.loads((tmp_path / "store" / "import_report.json").read_text())
+    assert [f["file"] for f in report["failed"]] == ["a_demo.hdf5:demo_1"] and report["imported"] == 2
+    assert [e.source[-1] for e in EpisodeStore.open(tmp_path / "store").episodes] == ["0", "2"]
+
+
+def test_files_that_cannot_be_opened(tmp_path, capsys):
+    folder = tmp_path / "files"
+    whole = write_hdf5(folder / "good_demo.hdf5", [made_demo()]).read_bytes()
+    (folder / "cut_demo.hdf5").write_bytes(whole[: len(whole) // 2])
+    (folder / "text_demo.hdf5").write_text("not HDF5")
+    (folder / "empty_demo.hdf5").write_bytes(b"")
+    with h5py.File(folder / "foreign.h5", "w") as file:
+        file["data/episode"] = 1
+    with h5py.File(folder / "linked.h5", "w") as file:
+        file["data"] = h5py.ExternalLink("good_demo.hdf5", "/data")
+    assert run_import(tmp_path / "store", folder, size=32) == 0
+    printed = capsys.readouterr().out
+    assert "imported 1 episodes" in printed and "skipped 5" in printed
+    for name in ("cut", "text", "empty"):
+        assert f"skipped {name}_demo.hdf5: not a readable HDF5 file" in printed
+    assert "foreign.h5: holds no demonstrations" in printed and "data is a link to elsewhere" in printed
+    (folder / "good_demo.hdf5").unlink()
+    assert run_import(tmp_path / "none", folder, size=32) == 2
+    assert not (tmp_path / "none").exists() and capsys.readouterr().err.count("\n") == 1
+    for source in (tmp_path / "nowhere", tmp_path / "store"):
+        assert run_import(tmp_path / "none", source) == 2
+        assert not (tmp_path / "none").exists()
+
+
+def test_hand_commands_are_read_as_joint_commands(tmp_path):
+    write_hdf5(tmp_path / "a_demo.hdf5", [made_demo(rows=60, seed=k) for k in range(4)])
+    run_import(tmp_path / "store", tmp_path / "a_demo.hdf5", size=32)
+    store = EpisodeStore.open(tmp_path / "store")
+    card = joint_card(store.robot, "it")
+    assert card == panda_card("joint", ("front", "wrist"), "none")
+    commands = joint_commands(card, store.state(0), store.actions(0))
+    np.testing.assert_array_equal(commands[:-1, :7], store.state(0)[1:, 8:])
+    np.testing.assert_array_equal(commands[:, 7], store.actions(0)[:, 6])
+    demos = DemoDataset(
+        tmp_path / "store", DemoConfig(size=32, command="joint", chunk=2), cache_dir=tmp_path / "cache"
+    )
+    assert demos.robot == card and demos[0].actions_BKRA.shape == (1, 2, 4, 8)
+    with pytest.raises(UserError, match="use the commands as stored"):
+        joint_card({"command": "ee"}, "it")
+
+
+@pytest.mark.libero
+@pytest.mark.slow
+def test_imported_commands_succeed_again_in_the_simulator(tmp_path):
+    """A demonstration recorded as LIBERO records: written, imported, replayed by hand and joint commands."""
+    from lawm_policy.sim.libero_env import LiberoEnv
+
+    env, joint = (
+        LiberoEnv("libero_object-0", protocol="libero+lite", size=32, command=c) for c in ("ee", "joint")
+    )
+    try:
+        env.reset(options={"init_state": 0})
+        env.render_now = False
+        commands, succeeded = pick_and_place(env, "alphabet_soup_1", "basket_1")
+        assert succeeded
+        env.render_now = True
+        env.reset(options={"init_state": 0})
+        rows = {name: [] for name in ("states", "front", "wrist", "state")}
+        for command in commands:
+            rows["states"].append(env.flat_state())
+            seen = env.step(command)[0]
+            rows["front"].append(seen["images"]["front"])
+            rows["wrist"].append(seen["images"]["wrist"])
+            rows["state"].append(seen["state"])
+        state = np.array(rows["state"])
+        demo = {
+            "actions": commands,
+            "states": np.array(rows["states"]),
+            "obs/agentview_rgb": np.array(rows["front"]),
+            "obs/eye_in_hand_rgb": np.array(rows["wrist"]),
+            "obs/ee_pos": state[:, :3],
+            "obs/ee_ori": state[:, 3:6],
+            "obs/gripper_states": state[:, 6:8],
+            "obs/joint_states": state[:, 8:],
+        }
+        name = "pick_up_the_alphabet_soup_and_place_it_in_the_basket_demo.hdf5"
+        write_hdf5(tmp_path / name, [demo], env.instruction)
+        assert run_import(tmp_path / "store", tmp_path / name, size=32) == 0
+        store = EpisodeStore.open(tmp_path / "store")
+        assert store.episodes[0].task == "libero_object-0" and store.episodes[0].text == env.instruction
+        start = rows["states"][1]  # command 0 was given before anything was recorded
+        np.testing.assert_allclose(store.actions(0)[0], commands[1], atol=1e-6)
+        still = np.tile([0, 0, 0, 0, 0, 0, -1.0], (12, 1))  # what was let go of falls, as before
+        assert replay(env, start, np.concatenate([store.actions(0), still]))[0]
+        targets = joint_commands(joint_card(store.robot, ""), store.state(0), store.actions(0))
+        held = np.concatenate([targets, np.repeat(targets[-1:], 12, axis=0)])
+        assert replay(joint, start, held)[0]
+    finally:
+        env.close(), joint.close()

@@ -1,0 +1,61 @@
+"""`lawm eval` on LIBERO: the same episodes for any number of workers, and the protocol in every result."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from lawm_policy.sim import protocol
+from lawm_policy.sim.libero_assets import PINNED
+from lawm_policy.stages import evaluate
+from lawm_policy.stages.evaluate import EvaluateArgs
+from lawm_policy.types import UserError
+
+pytestmark = pytest.mark.libero
+
+
+def arguments(out, policy="reach_down", **more):
+    common = {"suite": "libero_policies:short_suite", "tasks": "2,5", "episodes": 2, "workers": 0}
+    return EvaluateArgs(run="", out=out, policy_factory=f"libero_policies:{policy}", **(common | more))
+
+
+def episodes(out):
+    return sorted((replace(r, seconds=0.0) for r in protocol.read(out)), key=lambda r: r.episode)
+
+
+@pytest.mark.slow
+def test_workers_change_nothing_and_the_protocol_is_told(tmp_path):
+    assert evaluate.run(arguments(tmp_path / "here")) == 0
+    assert evaluate.run(arguments(tmp_path / "two", workers=2, video=1)) == 0
+    here = episodes(tmp_path / "here")
+    assert here == episodes(tmp_path / "two") and len(here) == 4
+    assert [(r.task, r.init_state) for r in here[:2]] == [("libero_object-2", 0), ("libero_object-2", 1)]
+    assert all(r.steps == 24 and r.success is False for r in here)
+    told = json.loads((tmp_path / "here" / "summary.json").read_text())["protocol"]
+    assert told["libero"]["name"] == "lawm" and told["libero"]["visuals"] == "lite"
+    assert told["settle_steps"] == 5 and told["control"]["embodiment"] == "panda"
+    assert {name: told["versions"][name] for name in PINNED} == PINNED
+    assert (tmp_path / "two" / "video" / "libero_object-5-0-0.mp4").stat().st_size > 2000
+
+
+@pytest.mark.slow
+def test_a_policy_of_joint_commands_is_played_with_joint_commands(tmp_path):
+    assert evaluate.run(arguments(tmp_path / "e", "hold_still", tasks="2", episodes=1)) == 0
+    told = json.loads((tmp_path / "e" / "summary.json").read_text())
+    assert told["protocol"]["control"]["command"] == "joint"
+    assert len(told["policy"]["robot"]["action_names"]) == 8
+
+
+def test_what_cannot_be_played_is_refused_before_anything_is_written(tmp_path):
+    for more, said in (
+        ({"suite": "libero_object", "episodes": 51}, "ask for fewer --episodes"),
+        ({"suite": "libero_object", "split": "val"}, "expected --split test"),
+        ({"suite": "libero_object@openvlm"}, "did you mean 'openvla'"),
+        ({"tasks": "11"}, "0-9, found '11'"),
+        ({"distractors": 2, "suite": "libero_object"}, "no distractors"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate.run(arguments(tmp_path / "e", **more))
+        assert not (tmp_path / "e").exists(), more

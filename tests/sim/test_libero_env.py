@@ -261,6 +261,14 @@ def test_a_state_that_does_not_hold_is_no_episode(env):
 
 @pytest.mark.libero
 @pytest.mark.slow
+def test_stored_states_that_slide_furthest_are_episodes():
+    env = LiberoEnv("libero_spatial-0", images=False)
+    for state in (2, 18):
+        assert env.reset(options={"init_state": state})[1]["init_state"] == state
+
+
+@pytest.mark.libero
+@pytest.mark.slow
 def test_a_suite_is_one_environment_and_keeps_few_models():
     suite = LiberoSuiteEnv("libero_object", kept=1, size=64, protocol="lawm+lite")
     try:

@@ -209,7 +209,7 @@ class Ours:
 
     def memory(self, tasks: tuple[str, ...], episodes: int) -> list[float]:
         """Resident megabytes after each of many episodes, tasks in turn, on one environment of a suite."""
-        from lawm_policy.sim.libero_env import LiberoSuiteEnv
+        from lawm_policy.sim.libero_suite import LiberoSuiteEnv
 
         env = LiberoSuiteEnv(tasks[0].rpartition("-")[0], protocol=self.protocol, size=PIXELS)
         page, found = os.sysconf("SC_PAGE_SIZE"), []

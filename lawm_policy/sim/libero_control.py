@@ -55,6 +55,7 @@ class Arm:
         self.robot = robot
         self.qpos_at, self.qvel_at = robot._ref_joint_pos_indexes, robot._ref_joint_vel_indexes
         self.fingers_at = robot._ref_gripper_joint_pos_indexes
+        self.fingers_v_at = robot._ref_gripper_joint_vel_indexes
         self.site: int = robot.eef_site_id
         self.hand: int = self.model.body(robot.robot_model.eef_name).id
         self.limits_72 = self.model.jnt_range[robot._ref_joint_indexes].copy()

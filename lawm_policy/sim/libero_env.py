@@ -7,10 +7,10 @@ pixels where visuals are "exact", an episode equals one of LIBERO's OffScreenRen
 
 from __future__ import annotations
 
-import gc
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gymnasium
@@ -20,14 +20,20 @@ from gymnasium import spaces
 
 from lawm_policy.sim.libero_assets import prepare
 from lawm_policy.sim.libero_control import Arm, JointControl, ObservationClock, PoseControl, control_step
+from lawm_policy.sim.libero_distractors import choose_distractors, with_distractors, with_room
+from lawm_policy.sim.libero_paraphrase import paraphrase
+from lawm_policy.sim.libero_perturb import Looks, seeded
 from lawm_policy.sim.libero_premise import BrokenPremise, Premise
 from lawm_policy.sim.libero_protocol import LiberoProtocol, protocol_named, split_task
 from lawm_policy.sim.libero_render import FilmRig, SceneRig, thin_robot
 from lawm_policy.sim.libero_robot import CONTROL_HZ, STATE, panda_card
-from lawm_policy.sim.libero_tasks import libero_task, read_states
+from lawm_policy.sim.libero_starts import Starts
+from lawm_policy.sim.libero_states import Placer, Start
+from lawm_policy.sim.libero_tasks import LiberoTask, libero_task, read_states
 from lawm_policy.types import UserError
 
 COMMANDS = ("ee", "joint")
+LOOK_AXES = ("camera", "light", "texture")
 _PRISTINE = ("body_pos", "body_quat", "site_rgba", "geom_rgba")  # what a reset or an episode may change
 
 
@@ -76,10 +82,11 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.instruction = self.facts.instruction
         self._states_NS = read_states(self.facts.states)
         with unshared_randomness(self.protocol.scene_seed):
-            self._sim = _simulation(str(self.facts.problem))
+            self._sim = _simulation(self.facts, "distractors" in self.protocol.perturbations)
         self.model: mujoco.MjModel = self._sim.sim.model._model
         if self.protocol.visuals == "lite":
             thin_robot(self.model)
+        self._looks = Looks(self.model, float(self._sim.workspace_offset[2]))
         self._pristine = {name: getattr(self.model, name).copy() for name in _PRISTINE}
         # A first reset of LIBERO's own finds each of these twice, and draws twice from numpy's generator.
         self._sim.object_property_initializers *= 2
@@ -88,6 +95,10 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._arm = Arm(self._sim.robots[0])
         self._control: PoseControl | JointControl = PoseControl(self._arm)
         self._clock = ObservationClock()
+        if "distractors" in self.protocol.perturbations:
+            self._blank()
+            self._states_NS = with_room(self._states_NS, self.model, self.data.qpos)
+        self.starts = Starts(task, self.protocol, self._sim.objects_dict, self._states_NS, self._placer)
         self.steps, self.success, self.init_state = 0, False, -1
         self._images: dict[str, np.ndarray] = {}
         self._state_15 = np.zeros(15)
@@ -108,9 +119,10 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Options: `init_state`, an index into the stored states or a flat state (time, qpos, qvel).
+        """Options: `init_state`, a number or a flat state (time, qpos, qvel).
 
-        Without it the seed is the index, modulo their number.
+        The number is an index into the stored states, or where the protocol draws them the seed of one.
+        Without it the seed is the number, modulo how many are stored.
         """
         super().reset(seed=seed)
         options = options or {}
@@ -121,9 +133,10 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         wanted = options.get("init_state")
         if wanted is None:
             drawn = seed if seed is not None else int(self.np_random.integers(2**31))
-            wanted = drawn % len(self._states_NS)
-        state_S, self.init_state = self._find_state(wanted)
-        self._begin(state_S)
+            wanted = drawn % len(self._states_NS) if self.protocol.factor is None else drawn
+        self.init_state = -1
+        start = self.starts.find(wanted)
+        self._begin(start)
         self.steps, self.success = 0, False
         asked, self.render_now = self.render_now, False
         try:
@@ -191,24 +204,15 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     # ------------------------------------------------------------------ inside
 
-    def _find_state(self, wanted: int | np.ndarray) -> tuple[np.ndarray, int]:
-        if isinstance(wanted, np.ndarray) and wanted.ndim == 1:
-            if wanted.shape != self._states_NS.shape[1:]:
-                raise UserError(
-                    f"expected an initial state of {self._states_NS.shape[1]} numbers for {self.task}, "
-                    f"found {wanted.shape[0]}: take it from the same task"
-                )
-            return wanted, -2
-        index = int(wanted)
-        if not 0 <= index < len(self._states_NS):
-            raise UserError(
-                f"expected an initial state in 0..{len(self._states_NS) - 1} of {self.task}, found {index}"
-            )
-        return self._states_NS[index], index
+    def _placer(self) -> Placer:
+        return Placer(
+            self.task, self.instruction, self._sim, self._arm, self._premise, self._states_NS, self._blank
+        )
 
-    def _begin(self, state_S: np.ndarray) -> None:
-        """What OffScreenRenderEnv's reset and set_init_state do to the world, on the model that is there."""
+    def _blank(self) -> None:
+        """What OffScreenRenderEnv's reset does to the world, on the model that is there."""
         sim, env = self._sim.sim, self._sim
+        self._looks.restore()
         for name, values in self._pristine.items():
             getattr(self.model, name)[:] = values
         for thing in (*env.objects_dict.values(), *env.fixtures_dict.values()):
@@ -220,17 +224,32 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             sim.forward()  # LIBERO compiles the model anew, which ends in a forward pass
             sim.forward()  # ... and so does its renderer: each warm-starts the solver of the next
             env._reset_internal()
+
+    def _begin(self, start: Start) -> None:
+        """The same, and what its set_init_state does."""
+        sim, env, grades = self._sim.sim, self._sim, self.protocol.perturbations
+        self._blank()
+        self.instruction = self.facts.instruction
+        for axis, grade in grades.items():
+            if axis in LOOK_AXES:
+                self._looks.change(axis, grade, seeded(self.task, start.number, axis))
+            elif axis == "paraphrase":
+                rng = seeded(self.task, start.number, axis)
+                self.instruction = paraphrase(self.instruction, grade, rng)
         sim.forward()
         env.visualize(vis_settings={name: False for name in env._visualizations})
-        sim.set_state_from_flattened(state_S)
+        sim.set_state_from_flattened(start.state_S)
         sim.forward()
         env._check_success()
         env._post_process()
-        self._premise.remember()
+        self._premise.remember(start.slack)
+        if "robot" in grades:  # else the first command would pull the arm back to where it usually starts
+            self._arm.robot.controller.update_initial_joints(self.joints())
         self._control = PoseControl(self._arm)
         self._clock = ObservationClock()
         self._clock.forced()  # by reset
         self._clock.forced()  # by set_init_state
+        self.init_state = start.number
 
     def _advance(self, command: np.ndarray, gripper: float) -> None:
         control_step(self._arm, self._control, command, gripper, self._clock, self._look)
@@ -275,68 +294,6 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         }
 
 
-class LiberoSuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
-    """All tasks of a suite behind one reset, for the evaluator: `options={"task": ...}` chooses.
-
-    The compiled models stay, up to `kept` of them.
-    """
-
-    def __init__(
-        self,
-        suite: str,
-        protocol: LiberoProtocol | str = "lawm",
-        kept: int = 10,
-        distractors: int = 0,
-        **settings: Any,
-    ):
-        if distractors:
-            raise UserError(f"expected no distractors in suite {suite}, found {distractors}: leave them out")
-        self.suite, self.protocol, self._kept, self._settings = suite, protocol, kept, settings
-        self._made: OrderedDict[str, LiberoEnv] = OrderedDict()
-        self._now = self._task(f"{suite}-0")
-        self.action_space = self._now.action_space
-        self.observation_space = self._now.observation_space
-        self.render_now = True
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        super().reset(seed=seed)
-        self._now = self._task((options or {}).get("task", self._now.task))
-        self._now.render_now = self.render_now
-        return self._now.reset(seed=seed, options=options)
-
-    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        self._now.render_now = self.render_now
-        return self._now.step(action)
-
-    def render(self) -> Any:
-        return self._now.render()
-
-    def close(self) -> None:
-        for env in self._made.values():
-            env.close()
-
-    @property
-    def data(self) -> mujoco.MjData:
-        return self._now.data
-
-    def robot_card(self) -> dict[str, Any]:
-        return self._now.robot_card()
-
-    def camera_rig(self, size: int) -> FilmRig:
-        return self._now.camera_rig(size)
-
-    def _task(self, name: str) -> LiberoEnv:
-        if name not in self._made:
-            if len(self._made) >= self._kept:
-                self._made.popitem(last=False)[1].close()
-                gc.collect()  # robosuite's objects refer to each other in circles, 90 MB a task
-            self._made[name] = LiberoEnv(name, protocol=self.protocol, **self._settings)
-        self._made.move_to_end(name)
-        return self._made[name]
-
-
 def axis_angle(quat_wxyz: np.ndarray) -> np.ndarray:
     """(3,) rotation vector of MuJoCo's quaternion, with LeRobot's convention at the identity."""
     w = float(np.clip(quat_wxyz[0], -1.0, 1.0))
@@ -371,13 +328,22 @@ def unshared_randomness(seed: int) -> Iterator[None]:
         np.random.set_state(before)  # noqa: NPY002
 
 
-def _simulation(problem: str) -> Any:
+def _simulation(facts: LiberoTask, distractors: bool) -> Any:
+    from libero.libero.envs.bddl_utils import robosuite_parse_problem
     from libero.libero.envs.env_wrapper import ControlEnv
 
-    return ControlEnv(
-        bddl_file_name=problem,
-        use_camera_obs=False,
-        has_offscreen_renderer=False,
-        hard_reset=False,
-        ignore_done=True,
-    ).env
+    with TemporaryDirectory() as folder:
+        problem = facts.problem
+        if distractors:
+            parsed = robosuite_parse_problem(str(problem))
+            more = choose_distractors(facts.name, facts.instruction, parsed["objects"])
+            table = next(r["target"] for r in parsed["regions"].values() if r["ranges"])
+            problem = Path(folder) / problem.name
+            problem.write_text(with_distractors(facts.problem.read_text(), table, more))
+        return ControlEnv(
+            bddl_file_name=str(problem),
+            use_camera_obs=False,
+            has_offscreen_renderer=False,
+            hard_reset=False,
+            ignore_done=True,
+        ).env

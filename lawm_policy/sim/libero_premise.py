@@ -3,17 +3,19 @@
 A state that does not hold its premise after settling (an object fell, flew off, or the goal is reached
 already) says nothing about a policy: it becomes an error record, never a failure.
 
-The limits lie well outside what LIBERO's own stored states do under MuJoCo 3.3.2, at most 1.5 cm across,
-16 cm down (many begin in the air), 15 cm up (some begin inside the floor, and bounce), 16 degrees.
+The limits lie outside what LIBERO's own stored states do under MuJoCo 3.3.2: 1.5 cm across in most tasks
+(in libero_spatial-0 a bowl slides off the ramekin's rim, up to 6 cm), 16 cm down (many begin in the air),
+15 cm up (some begin inside the floor, and bounce), 16 degrees.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-ACROSS, DOWN, UP = 0.04, 0.25, 0.20  # metres that a thing may move by while it settles
+ACROSS, DOWN, UP = 0.08, 0.25, 0.20  # metres that a thing may move by while it settles
 TURN = 30.0  # degrees
 FASTEST = 2.0  # metres a second that a thing may have after it
 BESIDE = 0.05  # metres outside its region, or off the middle of what carries it
@@ -29,9 +31,11 @@ class Premise:
     def __init__(self, sim: Any) -> None:
         self._sim = sim
         self._start: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._slack: dict[str, float] = {}
 
-    def remember(self) -> None:
-        """Where things are before they settle."""
+    def remember(self, slack: Mapping[str, float] | None = None) -> None:
+        """Where things are before they settle. `slack`: metres outside its region that one was put."""
+        self._slack = dict(slack or {})
         self._start = {name: self._pose(name) for name in self._sim.objects_dict}
 
     def broken(self) -> str | None:
@@ -76,13 +80,14 @@ class Premise:
         if where in sim.objects_dict:
             away = float(np.linalg.norm((place - self._pose(where)[0])[:2]))
         elif where in sim.parsed_problem["regions"]:
-            away = self._outside(place, where)
+            away = self.outside(name, where) - self._slack.get(name, 0.0)
         else:
             return None
         return None if away <= BESIDE else f"it {100 * away:.0f} cm away"
 
-    def _outside(self, place: np.ndarray, region: str) -> float:
-        """How far a place is from a region, seen from above."""
+    def outside(self, name: str, region: str) -> float:
+        """How far a thing is from a region, seen from above."""
+        place = self._pose(name)[0]
         data = self._sim.sim.data
         ranges = np.array(self._sim.parsed_problem["regions"][region]["ranges"])  # x1 y1 x2 y2
         site = self._sim.sim.model.site_name2id(region)

@@ -3,6 +3,8 @@
     lawm eval RUN --suite libero_object                  # lawm's way
     lawm eval RUN --suite libero_goal@openvla            # another's
     lawm eval RUN --suite libero_10@lawm+lite            # with lighter images: another protocol
+    lawm eval RUN --suite libero_goal@lawm+wide:4+lite   # from states of our own: fresh, or wide:FACTOR
+    lawm eval RUN --suite libero_goal@lawm+camera:2      # perturbed on an axis, in grades 1 to 3
 
 A number means something beside its protocol only: step limits, image flip, settling and the version of
 MuJoCo each move it by points. `lawm compare` refuses to compare across protocols.
@@ -35,6 +37,10 @@ STORED_STATES = 50  # a task
 CAMERAS = MappingProxyType({"front": "agentview", "wrist": "robot0_eye_in_hand"})
 VISUALS = ("exact", "lite")
 FLIPS = ("none", "rotate_180")
+INITIAL = ("stored", "fresh", "wide")
+WIDEST = 10.0
+AXES = ("camera", "light", "texture", "robot", "layout", "paraphrase", "distractors")
+GRADES = (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ class LiberoProtocol:
     resolution: int  # rendered pixels; a policy that wants fewer gets them by averaging
     flip: str  # LIBERO's images come upside down
     controller: str = "OSC_POSE"
-    initial: str = "stored"
+    initial: str = "stored"  # or "fresh", "wide:4"
+    perturb: str = ""  # or "camera:2", or several as "camera:2+light:1"
     scene_seed: int = 0  # numpy's, before each reset: fixtures stand where it says, within a centimetre
     visuals: str = "exact"
     cameras: Mapping[str, str] = field(default_factory=lambda: dict(CAMERAS))
@@ -59,11 +66,49 @@ class LiberoProtocol:
                 f"expected visuals among {', '.join(VISUALS)}, a flip among {', '.join(FLIPS)} and a limit a "
                 f"suite, found {self.visuals!r}, {self.flip!r}, {dict(self.limits)}: correct the protocol"
             )
+        _ = self.factor, self.perturbations
         object.__setattr__(self, "limits", MappingProxyType(dict(self.limits)))
         object.__setattr__(self, "cameras", MappingProxyType(dict(self.cameras)))
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy does not go into another process
         return partial(LiberoProtocol, **self.to_json()), ()
+
+    @property
+    def factor(self) -> float | None:
+        """By how much regions are enlarged; None where states are the stored ones."""
+        word, _, number = self.initial.partition(":")
+        if self.initial in ("stored", "fresh"):
+            return None if word == "stored" else 1.0
+        try:
+            factor = float(number)
+        except ValueError:
+            factor = 0.0
+        if word != "wide" or not 1.0 < factor <= WIDEST:
+            hint = nearest(word, list(INITIAL)) if word != "wide" else "correct the factor"
+            raise UserError(
+                f"expected initial states as stored, fresh or wide:2 (above 1, at most {WIDEST:g}), found "
+                f"{self.initial!r}: {hint}"
+            )
+        return factor
+
+    @property
+    def perturbations(self) -> dict[str, int]:
+        """Axis -> grade."""
+        found: dict[str, int] = {}
+        for word in filter(None, self.perturb.split("+")):
+            axis, _, grade = word.partition(":")
+            if axis not in AXES or axis in found:
+                raise UserError(
+                    f"expected an axis, once, found {word!r}: {nearest(axis, list(AXES))}"
+                    if axis not in found
+                    else f"expected each axis once, found {axis} twice: leave one out"
+                )
+            if grade not in map(str, GRADES):
+                raise UserError(
+                    f"expected a grade among 1, 2, 3 after {axis}:, found {grade!r}: write {axis}:2"
+                )
+            found[axis] = int(grade)
+        return found
 
     def to_json(self) -> dict[str, Any]:
         return {name: dict(v) if isinstance(v, Mapping) else v for name, v in self._values()}
@@ -89,15 +134,24 @@ PRESETS = {
 
 
 def protocol_named(words: str) -> LiberoProtocol:
-    """ "openvla", or "openvla+lite" for other visuals than the preset's."""
-    name, plus, visuals = words.partition("+")
+    """ "openvla", or with words for what differs from the preset: "openvla+lite+wide:4+camera:2"."""
+    name, *others = words.split("+")
     if name not in PRESETS:
         raise UserError(f"expected a LIBERO protocol, found {name!r}: {nearest(name, list(PRESETS))}")
-    if not plus:
-        return PRESETS[name]
-    if visuals not in VISUALS:
-        raise UserError(f"expected visuals, found {visuals!r}: {nearest(visuals, list(VISUALS))}")
-    return replace(PRESETS[name], visuals=visuals)
+    chosen: dict[str, Any] = {}
+    for word in others:
+        kind = word.partition(":")[0]
+        if kind in AXES:
+            field_, word = "perturb", "+".join(filter(None, (chosen.pop("perturb", ""), word)))
+        elif word in VISUALS or kind in INITIAL:
+            field_ = "visuals" if word in VISUALS else "initial"
+        else:
+            known = nearest(kind, [*VISUALS, *INITIAL, *AXES])
+            raise UserError(f"expected a word on how to play after {name}+, found {word!r}: {known}")
+        if field_ in chosen:
+            raise UserError(f"expected one {field_}, found {chosen[field_]} and {word}: leave one out")
+        chosen[field_] = word
+    return replace(PRESETS[name], **chosen) if chosen else PRESETS[name]
 
 
 def task_names(suite: str) -> tuple[str, ...]:
@@ -159,12 +213,12 @@ def libero_suite(name: str) -> Suite:
         settle_steps=rules.settle_steps,
         robot={"embodiment": "panda", "command": "ee"},
         rules={"flip": rules.flip, "libero": rules.to_json()},
-        stored_states=STORED_STATES,
+        stored_states=STORED_STATES if rules.factor is None else None,
         slow_tasks=True,
     )
 
 
 def make_suite_env(suite: str, rules: LiberoProtocol, **settings: Any) -> Any:
-    from lawm_policy.sim.libero_env import LiberoSuiteEnv
+    from lawm_policy.sim.libero_suite import LiberoSuiteEnv
 
     return LiberoSuiteEnv(suite, protocol=rules, **settings)

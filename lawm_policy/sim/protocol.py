@@ -134,9 +134,9 @@ SUITES: dict[str, Callable[[str], Suite]] = {
 
 def suite_named(name: str) -> Suite:
     """A suite of ours by name, or anyone's by "module:function"; "libero_goal@openvla" plays it their way."""
-    if ":" in name:
-        return load_function(name)()
     family, way, _ = name.partition("@")
+    if ":" in family:
+        return load_function(name)()
     if family not in SUITES or (way and SUITES[family] is not _libero):
         raise UserError(f"expected a suite, found {name!r}: {nearest(family, list(SUITES))}")
     return SUITES[family](name)

@@ -14,9 +14,10 @@ from gymnasium.utils.env_checker import check_env
 from libero_scripts import joint_commands, pick_and_place, replay
 
 import lawm_policy.sim  # noqa: F401  (registers the environments)
-from lawm_policy.sim.libero_env import LiberoEnv, LiberoSuiteEnv, axis_angle, shrink
+from lawm_policy.sim.libero_env import LiberoEnv, axis_angle, shrink
 from lawm_policy.sim.libero_premise import BrokenPremise
 from lawm_policy.sim.libero_protocol import TASK_COUNTS, task_names
+from lawm_policy.sim.libero_suite import LiberoSuiteEnv
 from lawm_policy.types import UserError
 
 TASK = "libero_object-3"
@@ -256,6 +257,14 @@ def test_a_state_that_does_not_hold_is_no_episode(env):
         with pytest.raises(BrokenPremise, match="bbq_sauce_1"):
             env.reset(options={"init_state": broken})
     env.reset(options={"init_state": state})  # the next episode is unharmed
+
+
+@pytest.mark.libero
+@pytest.mark.slow
+def test_stored_states_that_slide_furthest_are_episodes():
+    env = LiberoEnv("libero_spatial-0", images=False)
+    for state in (2, 18):
+        assert env.reset(options={"init_state": state})[1]["init_state"] == state
 
 
 @pytest.mark.libero

@@ -68,7 +68,8 @@ def test_tasks_are_chosen_by_number_range_or_name():
     ("call", "said"),
     [
         (lambda: protocol_named("openvlm"), "did you mean 'openvla'"),
-        (lambda: protocol_named("lawm+light"), "did you mean 'lite'"),
+        (lambda: protocol_named("lawm+lit"), "did you mean 'lite'"),
+        (lambda: protocol_named("lawm+light"), "write light:2"),
         (lambda: protocol.suite_named("libero_goals"), "did you mean 'libero_goal'"),
         (lambda: protocol.suite_named("tabletop@lawm"), "expected a suite"),
         (lambda: choose("libero_goal", "10"), "0-9, found '10'"),

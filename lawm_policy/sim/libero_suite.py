@@ -1,0 +1,78 @@
+"""A LIBERO suite as one Gymnasium environment, for the evaluator."""
+
+from __future__ import annotations
+
+import gc
+from collections import OrderedDict
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+
+from lawm_policy.sim.libero_env import LiberoEnv
+from lawm_policy.sim.libero_protocol import LiberoProtocol
+from lawm_policy.sim.libero_render import FilmRig
+from lawm_policy.types import UserError
+
+
+class LiberoSuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
+    """All tasks of a suite behind one reset, for the evaluator: `options={"task": ...}` chooses.
+
+    The compiled models stay, up to `kept` of them.
+    """
+
+    def __init__(
+        self,
+        suite: str,
+        protocol: LiberoProtocol | str = "lawm",
+        kept: int = 10,
+        distractors: int = 0,
+        **settings: Any,
+    ):
+        if distractors:
+            raise UserError(f"expected no distractors in suite {suite}, found {distractors}: leave them out")
+        self.suite, self.protocol, self._kept, self._settings = suite, protocol, kept, settings
+        self._made: OrderedDict[str, LiberoEnv] = OrderedDict()
+        self._now = self._task(f"{suite}-0")
+        self.action_space = self._now.action_space
+        self.observation_space = self._now.observation_space
+        self.render_now = True
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        super().reset(seed=seed)
+        self._now = self._task((options or {}).get("task", self._now.task))
+        self._now.render_now = self.render_now
+        return self._now.reset(seed=seed, options=options)
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        self._now.render_now = self.render_now
+        return self._now.step(action)
+
+    def render(self) -> Any:
+        return self._now.render()
+
+    def close(self) -> None:
+        for env in self._made.values():
+            env.close()
+
+    @property
+    def data(self) -> mujoco.MjData:
+        return self._now.data
+
+    def robot_card(self) -> dict[str, Any]:
+        return self._now.robot_card()
+
+    def camera_rig(self, size: int) -> FilmRig:
+        return self._now.camera_rig(size)
+
+    def _task(self, name: str) -> LiberoEnv:
+        if name not in self._made:
+            if len(self._made) >= self._kept:
+                self._made.popitem(last=False)[1].close()
+                gc.collect()  # robosuite's objects refer to each other in circles, 90 MB a task
+            self._made[name] = LiberoEnv(name, protocol=self.protocol, **self._settings)
+        self._made.move_to_end(name)
+        return self._made[name]

@@ -49,7 +49,7 @@ ARMS = (
     Arm("auto-encoding", "the trunk reproduces what it sees", f"{BEST}+auto-encoding", BEST),
     Arm("hand-only", "videos of the hand alone", f"{BEST}+hand-only", BEST),
     Arm("random-frozen", "an untrained latent path, frozen", f"{BEST}+untrained", BEST, train="controller"),
-    Arm("scratch-longer", "scratch, with pretraining's compute too", settings_of="scratch", longer=10.0),
+    Arm("scratch-longer", "scratch, ten times as long", settings_of="scratch", ns=(10, 30), longer=10.0),
     Arm("frozen", "the latent path frozen, the controller trained", BEST, BEST, train="controller"),
     Arm("trunk-only", "only the trunk from pretraining", BEST, BEST, fresh=("policy.blocks", "policy.head")),
     Arm("path-only", "all but the trunk from pretraining", BEST, BEST, fresh=("policy.trunk",)),

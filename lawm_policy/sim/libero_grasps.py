@@ -41,6 +41,9 @@ def hand_under(opening: float = OPEN, room: float = ROOM, finger: float = FINGER
     )
 
 
+_HAND = hand_under()
+
+
 @dataclass(frozen=True)
 class Grasp:
     place_3: np.ndarray  # of the point between the fingertips
@@ -64,7 +67,7 @@ def find_grasps(
     for k, grasp in enumerate(found):
         turn = abs(nearest(grasp.yaw, yaw_now, np.pi) - yaw_now)
         found[k] = Grasp(
-            grasp.place_3, nearest(grasp.yaw, yaw_now, np.pi), grasp.width, grasp.cost + 0.006 * turn
+            grasp.place_3, nearest(grasp.yaw, yaw_now, np.pi), grasp.width, grasp.cost + 0.006 * turn + 2.0 * scene.strain(grasp.place_3)
         )
     found.sort(key=lambda grasp: grasp.cost)
     chosen: list[Grasp] = []
@@ -85,15 +88,18 @@ def _grasps_at(
     axis_u = np.array([np.cos(yaw), np.sin(yaw)])
     axis_v = np.array([-np.sin(yaw), np.cos(yaw)])
     u, v, z = points_M3[:, :2] @ axis_u, points_M3[:, :2] @ axis_v, points_M3[:, 2]
-    us = np.arange(u.min() - 0.02, u.max() + 0.021, 0.006)
-    vs = np.arange(v.min(), v.max() + 0.001, 0.006)
+    step = max(0.006, float(max(np.ptp(u), np.ptp(v))) / 24)
+    us = np.arange(u.min() - 0.02, u.max() + 0.021, step)
+    vs = np.arange(v.min(), v.max() + 0.001, step)
     vs += (v.min() + v.max()) / 2 - vs[len(vs) // 2]  # one line through the middle
     us += (u.min() + u.max()) / 2 - us[len(us) // 2]
     grid = np.stack(np.meshgrid(us, vs, indexing="ij"), -1).reshape(-1, 2)
     places = grid[:, :1] * axis_u + grid[:, 1:] * axis_v
-    lowest = heights.lowest(hand_under(), places, np.full(len(grid), yaw))
+    lowest = heights.lowest(_HAND, places, np.full(len(grid), yaw))
+    # Near the top of what is there: a hand that hangs above it all has nothing between its fingers.
+    hopeful = np.flatnonzero(lowest + 0.003 + PAD_LOW < points_M3[:, 2].max())
     found = []
-    for (at_u, at_v), place, free in zip(grid, places, lowest, strict=True):
+    for (at_u, at_v), place, free in zip(grid[hopeful], places[hopeful], lowest[hopeful], strict=True):
         height = max(float(free) + 0.003, bottom + 0.008, heights.floor + 0.012)
         slab = np.abs(v - at_v) < PAD_V
         slab &= (z > height + PAD_LOW) & (z < height + PAD_HIGH) & (np.abs(u - at_u) < OPEN)
@@ -112,7 +118,7 @@ def _grasps_at(
         hold = z[slab]
         depth = float(hold.max() - hold.min())
         away = float(np.linalg.norm(place - middle_2))
-        cost = 0.6 * off + 0.25 * away + 0.8 * slant + 0.5 * max(0.0, 0.010 - depth)
+        cost = 0.6 * off + 0.25 * away + 1.2 * slant + 3.0 * max(0.0, 0.009 - depth)
         cost += 0.15 * max(0.0, height - bottom - 0.10) + 0.5 * max(0.0, width - 0.062)
         found.append(Grasp(np.array([*place, height]), yaw, width, float(cost)))
     return found
@@ -150,7 +156,8 @@ def find_spots(
     origin = scene.place(held) - hand_3  # as the hand is turned now
     steps = [np.arange(-n, n + 1) for n in np.minimum(6, np.floor(reach_2 / 0.01)).astype(int)]
     offsets = np.stack(np.meshgrid(*steps, indexing="ij"), -1).reshape(-1, 2) * 0.01
-    heights = scene.map_around(middle_2, float(max(reach_2)) + 0.32, held)
+    size = float(np.linalg.norm(with_hand[:, :2], axis=1).max() + np.linalg.norm(origin[:2]))
+    heights = scene.map_around(middle_2, float(max(np.abs(offsets).max(), 0)) + size + 0.01, held)
     found: list[Spot] = []
     for yaw in yaws_K:
         turn = yaw - yaw_now
@@ -165,6 +172,7 @@ def find_spots(
             if right(there):
                 slack = np.mean([right(there + [dx, dy, 0]) for dx, dy in _AROUND])
                 cost = rest + 0.5 * (low - rest) + 0.2 * np.linalg.norm(offset) + 0.012 * abs(turn) + 0.08 * (1 - slack)
+                cost += 2.0 * scene.strain(np.array([*place, low]))
                 found.append(Spot(np.array([*place, low]), float(yaw), there, float(cost)))
     found.sort(key=lambda spot: spot.cost)
     return found[:count]

@@ -20,6 +20,7 @@ Moves = Iterator[None]
 OPENED, CLOSED = -1.0, 1.0
 REACH, SPIN = 0.05, 0.5  # metres and radians that a command of 1 stands for
 GAIN, SPIN_GAIN = 3.0, 3.0
+STEP, AHEAD = 0.01, 9  # metres between points of a flight's profile, and how many the hand looks ahead
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,10 @@ class Hand:
         """Up, across and down in one curve, over everything on the way; a funnel over the goal decides
         how low the hand may be. `hang`, `wide`: how far what it holds reaches below and beside it."""
         target = goal() if callable(goal) else goal
-        cruise = self._cruise(target.place_3, hang, wide, left_out)
-        best, stuck = np.inf, 0
+        start, way = self.here[:2], target.place_3[:2] - self.here[:2]
+        length = float(np.linalg.norm(way))
+        tops_K = self._tops(start, way, wide, left_out) + hang + self.style.lift
+        best, stuck, sunk = np.inf, 0, 0.0
         for _ in range(limit):
             target = goal() if callable(goal) else goal
             here = self.here
@@ -195,38 +198,45 @@ class Hand:
             away = float(np.linalg.norm(target.place_3 - here))
             if (until is not None and until()) or (away < near and twist < 0.08):
                 return
+            along = float((here[:2] - start) @ way) / max(length, 1e-6)
+            k = int(np.clip(along * length / STEP, 0, len(tops_K) - 1))
+            top = min(float(tops_K[k : k + AHEAD].max()), self.scene.ceiling(here[:2]) - 0.01) - sunk
+            top = max(top, target.place_3[2])
             funnel = float(np.clip((across + 0.06 * max(twist - 0.05, 0) - 0.009) / 0.03, 0.0, 1.0))
-            top = max(cruise, target.place_3[2])
             aim = target.place_3.copy()
             aim[2] += funnel * (top - aim[2])
             if across > 0.03:  # first up, then over
-                least = top - 0.6 * (self.style.lift + 0.02)
-                share = float(np.clip(1 - (least - here[2]) / 0.05, 0.0, 1.0))
+                share = float(np.clip(1 - (top - 0.6 * self.style.lift - here[2]) / 0.05, 0.0, 1.0))
                 aim[:2] = here[:2] + share * (aim[:2] - here[:2])
-            left = away + 0.05 * twist
-            stuck = stuck + 1 if left > best - 0.0008 and funnel == 0 else 0
+            left = away + 0.05 * twist if funnel == 0 else across + abs(aim[2] - here[2]) + 0.05 * twist
+            stuck = stuck + 1 if left > best - 0.0008 else 0
             best = min(best, left)
             if stuck > 4:
-                return
+                if funnel == 0 or sunk > 0.15:
+                    return
+                # Out of the arm's reach up there: lower, then.
+                stuck, best, sunk = 0, np.inf, sunk + 0.02
             self.free = funnel
             self.aim(Pose(aim, target.turn_33), 1.0 if funnel > 0 or away > 0.03 else 0.7)
             yield
 
-    def _cruise(self, goal_3: np.ndarray, hang: float, wide: float, left_out: tuple[str, ...]) -> float:
-        """How high to fly: above everything along the line, with room."""
-        here = self.here
-        low = np.minimum(here[:2], goal_3[:2]) - wide
-        high = np.maximum(here[:2], goal_3[:2]) + wide
+    def _tops(
+        self, start_2: np.ndarray, way_2: np.ndarray, wide: float, left_out: tuple[str, ...]
+    ) -> np.ndarray:
+        """(K,) how high things reach around each point of a line, a centimetre apart."""
+        count = int(np.linalg.norm(way_2) / STEP) + 2
+        line_K2 = start_2 + np.linspace(0, 1, count)[:, None] * way_2
+        low, high = line_K2.min(0) - wide, line_K2.max(0) + wide
         boxes = self.scene.others(*left_out).near(low, high)
-        if not len(boxes):
-            return self.scene.table + hang + self.style.lift
-        xs = [np.arange(a, b + 0.01, 0.01) for a, b in zip(low, high, strict=True)]
-        grid = np.stack(np.meshgrid(*xs, indexing="ij"), -1).reshape(-1, 2)
-        way = goal_3[:2] - here[:2]
-        share = np.clip((grid - here[:2]) @ way / max(float(way @ way), 1e-9), 0, 1)
-        close = np.linalg.norm(grid - here[:2] - share[:, None] * way, axis=1) < wide
-        _, tops = boxes.span_M2(grid[close])
-        return float(max(tops.max(), self.scene.table)) + hang + self.style.lift
+        tops_K = np.full(count, self.scene.table)
+        if len(boxes):
+            xs = [np.arange(a, b + STEP, STEP) for a, b in zip(low, high, strict=True)]
+            grid = np.stack(np.meshgrid(*xs, indexing="ij"), -1).reshape(-1, 2)
+            _, tops = boxes.span_M2(grid)
+            hit = tops > self.scene.table
+            near = np.linalg.norm(line_K2[:, None] - grid[None, hit], axis=-1) < wide
+            tops_K = np.maximum(tops_K, np.where(near, tops[hit], self.scene.table).max(axis=1, initial=-9))
+        return tops_K
 
     def fingers(self, command: float, goal: Pose | None = None) -> Moves:
         """Drive the fingers until they stop."""

@@ -15,6 +15,7 @@ import numpy as np
 
 CELL = 0.004  # metres of a height map's cell
 NOWHERE = -10.0
+ARM, WRIST_BACK, WRIST_UP = 0.717, 0.079, 0.215  # the Panda's: shoulder to wrist, and wrist to fingertips
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,12 @@ class HeightMap:
 
     def at(self, places_M2: np.ndarray) -> np.ndarray:
         """(...,) heights; the floor's outside."""
-        cell = np.rint((places_M2 - self.low_2) / CELL).astype(int)
-        shape = np.array(self.tops_XY.shape)
-        inside = ((cell >= 0) & (cell < shape)).all(-1)
-        cell = np.clip(cell, 0, shape - 1)
-        return np.where(inside, self.tops_XY[cell[..., 0], cell[..., 1]], self.floor)
+        nx, ny = self.tops_XY.shape
+        x = ((places_M2[..., 0] - self.low_2[0]) / CELL + 0.5).astype(np.int32)
+        y = ((places_M2[..., 1] - self.low_2[1]) / CELL + 0.5).astype(np.int32)
+        inside = (x >= 0) & (x < nx) & (y >= 0) & (y < ny)
+        found = self.tops_XY.ravel().take(x * ny + y, mode="clip")
+        return np.where(inside, found, self.floor)
 
     def lowest(self, under_M3: np.ndarray, places_K2: np.ndarray, yaws_K: np.ndarray) -> np.ndarray:
         """(K,) how low a thing can be let down at each place and yaw. `under_M3`: its lower side, seen from
@@ -144,11 +146,26 @@ class Scene:
             body = int(self.model.geom_bodyid[geom])
             while body and body not in names:
                 body = int(self.model.body_parentid[body])
-            if body and self.model.geom_contype[geom]:
+            if body and (self.model.geom_contype[geom] or self.model.geom_conaffinity[geom]):
                 assert self.model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_BOX
                 self._geoms[names[body]].append(geom)
-        things = [name for name in self._geoms if self._geoms[name]]
+        things = [name for name in self.movable if self._geoms[name]]
         self.table = min(float(self.boxes(name).corners_M3()[:, 2].min()) for name in things)
+
+        self._shoulder = self.model.body("robot0_link2").id
+
+    def ceiling(self, place_2: np.ndarray) -> float:
+        """How high the hand can be there, pointing down, before the arm is straight."""
+        shoulder = self.data.xpos[self._shoulder]
+        out = max(float(np.linalg.norm(place_2 - shoulder[:2])) - WRIST_BACK, 0.0)
+        return float(shoulder[2] - WRIST_UP + np.sqrt(max(ARM**2 - out**2, 0.0)))
+
+    def strain(self, place_3: np.ndarray) -> float:
+        """How far, about, a place is out of the arm's comfortable reach."""
+        shoulder = self.data.xpos[self._shoulder]
+        out = float(np.linalg.norm(place_3[:2] - shoulder[:2])) - WRIST_BACK
+        length = float(np.hypot(out, place_3[2] + WRIST_UP - shoulder[2]))
+        return max(0.0, length - ARM + 0.03)
 
     def boxes(self, *names: str) -> Boxes:
         geoms = [geom for name in names for geom in self._geoms[name]]

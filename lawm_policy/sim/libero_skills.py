@@ -55,8 +55,15 @@ class Skills(Hand):
         grasp = self._choose(grasps, attempt)
         start = self.scene.place(name)
         yaw = nearest(grasp.yaw, self.yaw, np.pi)
-        self.gripper = OPENED
-        yield from self.fly(lambda: downward(grasp.place_3 + self.scene.place(name) - start, yaw))
+        if self.gripper == CLOSED:
+            yield from self.fingers(OPENED)
+
+        def there() -> Pose:
+            """The thing may give way a little, no more."""
+            moved = self.scene.place(name) - start
+            return downward(grasp.place_3 + moved * min(1.0, 0.015 / max(np.linalg.norm(moved), 1e-9)), yaw)
+
+        yield from self.fly(there)
         yield from self.fingers(CLOSED)
         height = self.scene.place(name)[2]
         yield from self.slide(downward(self.here + [0, 0, 0.06], yaw), near=0.02, turned=0.5)
@@ -98,31 +105,29 @@ class Skills(Hand):
 
     # ------------------------------------------------------------------ push
 
-    def push(self, name: str, target_2: np.ndarray, near: float = 0.015) -> Moves:
-        """Along the table, the open fingers behind it."""
-        boxes = self.scene.boxes(name).corners_M3()
-        way = target_2 - self.scene.place(name)[:2]
-        length = float(np.linalg.norm(way))
-        way = way / length
-        behind = float(((boxes[:, :2] - self.scene.place(name)[:2]) @ -way).max()) + 0.03
+    def push(self, name: str, target_2: np.ndarray, near: float = 0.012) -> Moves:
+        """Along the table, the closed fingers inside its rim: towed, it cannot turn away."""
+        start = self.scene.place(name)
+        way = target_2 - start[:2]
+        way = way / np.linalg.norm(way)
+        boxes = self.scene.boxes(name)
+        line_K2 = start[:2] + np.arange(0, 0.15, 0.002)[:, None] * way
+        _, tops = boxes.span_M2(line_K2)
+        rim = int(tops.argmax())
+        inside = max(0.0, 0.002 * rim - 0.016)
+        low = float(tops[: max(1, rim)].min()) + 0.012
         yaw = nearest(float(np.arctan2(way[1], way[0])) + np.pi / 2, self.yaw, np.pi)
-        low = self.scene.table + 0.014
-        start = self.scene.place(name)[:2] - behind * way
-        self.gripper = OPENED
-        yield from self.fly(downward(np.array([*start, low]), yaw))
+        self.gripper = CLOSED
+        yield from self.fly(lambda: downward(np.array([*(self.scene.place(name)[:2] + inside * way), low]), yaw))
 
         def ahead() -> float:
             return float((target_2 - self.scene.place(name)[:2]) @ way)
 
         def onward() -> Pose:
-            here = self.here
-            off = target_2 - here[:2] - way * ((target_2 - here[:2]) @ way)
-            aside = (self.scene.place(name)[:2] - here[:2]) @ np.array([-way[1], way[0]])
-            del aside
-            return downward(np.array([*(here[:2] + way * (ahead() + 0.02) + off), low]), yaw)
+            return downward(np.array([*(target_2 + (inside + 0.03) * way), low - 0.03]), yaw)
 
-        yield from self.slide(onward, near=0.0, until=lambda: ahead() < near, fastest=0.7)
-        yield from self.slide(downward(self.here + [*(-0.03 * way), 0.08], yaw), near=0.02)
+        yield from self.slide(onward, near=0.0, until=lambda: ahead() < near, fastest=0.6)
+        yield from self.slide(downward(self.here + [0, 0, 0.08], yaw), near=0.02)
 
     # ------------------------------------------------------------------ drawers, doors, knobs
 

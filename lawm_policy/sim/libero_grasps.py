@@ -15,7 +15,8 @@ from lawm_policy.sim.libero_shapes import Boxes, HeightMap, Scene
 
 # The hand seen from the point between its fingertips: u is the fingers' axis, v across, h up.
 OPEN = 0.039  # from the middle to a finger's inner face
-FINGER, FINGER_V, TIP = 0.026, 0.011, 0.010  # thickness, half width, and how far the tips reach below
+FINGER_V, TIP = 0.012, 0.010  # half width, and how far the tips reach below
+_FINGER = ((0.0, 0.016, -TIP), (0.016, 0.020, 0.0), (0.020, 0.026, 0.020))  # thicker further up
 PALM, PALM_U, PALM_V = 0.031, 0.104, 0.0325
 PAD_V, PAD_LOW, PAD_HIGH = 0.007, -0.004, 0.011
 ROOM = 0.008  # metres kept free beside the hand
@@ -29,16 +30,14 @@ def _rectangle(u: tuple[float, float], v: tuple[float, float], height: float, st
     return np.column_stack([grid, np.full(len(grid), height)])
 
 
-def hand_under(opening: float = OPEN, room: float = ROOM, finger: float = FINGER) -> np.ndarray:
+def hand_under(opening: float = OPEN, room: float = ROOM) -> np.ndarray:
     """(M, 3) the lower side of the hand, its inner finger faces `opening` off the middle."""
-    wide = (-FINGER_V - 0.002, FINGER_V + 0.002)
-    return np.concatenate(
-        [
-            _rectangle((opening, opening + finger), wide, -TIP, 0.004),
-            _rectangle((-opening - finger, -opening), wide, -TIP, 0.004),
-            _rectangle((-PALM_U - room, PALM_U + room), (-PALM_V - room, PALM_V + room), PALM, 0.008),
-        ]
-    )
+    parts = [_rectangle((-PALM_U - room, PALM_U + room), (-PALM_V - room, PALM_V + room), PALM, 0.008)]
+    for inner, outer, height in _FINGER:
+        for side in (-1.0, 1.0):
+            u = (side * (opening + inner), side * (opening + outer))
+            parts.append(_rectangle(u, (-FINGER_V, FINGER_V), height, 0.004))
+    return np.concatenate(parts)
 
 
 _HAND = hand_under()

@@ -189,7 +189,7 @@ class Hand:
         start, way = self.here[:2], target.place_3[:2] - self.here[:2]
         length = float(np.linalg.norm(way))
         tops_K = self._tops(start, way, wide, left_out) + hang + self.style.lift
-        best, stuck, sunk = np.inf, 0, 0.0
+        best, stuck, sunk, over = np.inf, 0, 0.0, True
         for _ in range(limit):
             target = goal() if callable(goal) else goal
             here = self.here
@@ -199,7 +199,7 @@ class Hand:
             if (until is not None and until()) or (away < near and twist < 0.08):
                 return
             along = float((here[:2] - start) @ way) / max(length, 1e-6)
-            k = int(np.clip(along * length / STEP, 0, len(tops_K) - 1))
+            k = int(np.clip(along / STEP, 0, len(tops_K) - 1))
             top = min(float(tops_K[k : k + AHEAD].max()), self.scene.ceiling(here[:2]) - 0.01) - sunk
             top = max(top, target.place_3[2])
             funnel = float(np.clip((across + 0.06 * max(twist - 0.05, 0) - 0.009) / 0.03, 0.0, 1.0))
@@ -208,7 +208,9 @@ class Hand:
             if across > 0.03:  # first up, then over
                 share = float(np.clip(1 - (top - 0.6 * self.style.lift - here[2]) / 0.05, 0.0, 1.0))
                 aim[:2] = here[:2] + share * (aim[:2] - here[:2])
-            left = away + 0.05 * twist if funnel == 0 else across + abs(aim[2] - here[2]) + 0.05 * twist
+            left = (across + abs(aim[2] - here[2]) if funnel > 0 else away) + 0.05 * twist
+            if over != (funnel > 0):
+                best, over = np.inf, funnel > 0
             stuck = stuck + 1 if left > best - 0.0008 else 0
             best = min(best, left)
             if stuck > 4:

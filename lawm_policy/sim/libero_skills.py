@@ -5,7 +5,7 @@ Each skill is a motion of the hand that knows shapes and joints, and no task.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,11 +47,21 @@ class Skills(Hand):
     def pick(self, name: str, attempt: int = 0) -> Moves:
         """Ends with the thing in the air, or without it (`held` says)."""
         self.held = None
+        height = self.scene.place(name)[2]
+        grasp = yield from self._seize(name, attempt)
+        if grasp is None:
+            return
+        yield from self.slide(Pose(self.here + [0, 0, 0.06], self.turn), near=0.02, turned=0.5)
+        if self.scene.place(name)[2] > height + 0.015:
+            self.held = name
+
+    def _seize(self, name: str, attempt: int) -> Generator[None, None, Grasp | None]:
+        """Ends with the fingers closed around it, as far as one can see."""
         middle = self.env.data.xipos[self.scene.sim.obj_body_id[name]][:2]
         yaw_now = nearest(self.yaw, STRAIGHT, np.pi)
         grasps = find_grasps(self.scene, self.scene.boxes(name), middle, yaw_now)
         if not grasps:
-            return
+            return None
         grasp = self._choose(grasps, attempt)
         start = self.scene.place(name)
         yaw = nearest(grasp.yaw, self.yaw, np.pi)
@@ -65,10 +75,7 @@ class Skills(Hand):
 
         yield from self.fly(there)
         yield from self.fingers(CLOSED)
-        height = self.scene.place(name)[2]
-        yield from self.slide(downward(self.here + [0, 0, 0.06], yaw), near=0.02, turned=0.5)
-        if self.scene.place(name)[2] > height + 0.015:
-            self.held = name
+        return grasp
 
     def _choose(self, grasps: list[Grasp], attempt: int) -> Grasp:
         good = [grasp for grasp in grasps if grasp.cost <= grasps[0].cost + self.style.whim]
@@ -105,29 +112,15 @@ class Skills(Hand):
 
     # ------------------------------------------------------------------ push
 
-    def push(self, name: str, target_2: np.ndarray, near: float = 0.012) -> Moves:
-        """Along the table, the closed fingers inside its rim: towed, it cannot turn away."""
-        start = self.scene.place(name)
-        way = target_2 - start[:2]
-        way = way / np.linalg.norm(way)
-        boxes = self.scene.boxes(name)
-        line_K2 = start[:2] + np.arange(0, 0.15, 0.002)[:, None] * way
-        _, tops = boxes.span_M2(line_K2)
-        rim = int(tops.argmax())
-        inside = max(0.0, 0.002 * rim - 0.016)
-        low = float(tops[: max(1, rim)].min()) + 0.012
-        yaw = nearest(float(np.arctan2(way[1], way[0])) + np.pi / 2, self.yaw, np.pi)
-        self.gripper = CLOSED
-        yield from self.fly(lambda: downward(np.array([*(self.scene.place(name)[:2] + inside * way), low]), yaw))
-
-        def ahead() -> float:
-            return float((target_2 - self.scene.place(name)[:2]) @ way)
-
-        def onward() -> Pose:
-            return downward(np.array([*(target_2 + (inside + 0.03) * way), low - 0.03]), yaw)
-
-        yield from self.slide(onward, near=0.0, until=lambda: ahead() < near, fastest=0.6)
-        yield from self.slide(downward(self.here + [0, 0, 0.08], yaw), near=0.02)
+    def push(self, name: str, target_2: np.ndarray, attempt: int = 0) -> Moves:
+        """Along the table, a finger on either side of its rim: a flat thing slips away from under others."""
+        grasp = yield from self._seize(name, attempt)
+        if grasp is None:
+            return
+        start = self.here
+        moved = np.array([*(target_2 - self.scene.place(name)[:2]), 0.004])
+        yield from self.slide(Pose(start + moved, self.turn), fastest=0.7)
+        yield from self.release()
 
     # ------------------------------------------------------------------ drawers, doors, knobs
 

@@ -59,7 +59,7 @@ class Expert(Skills):
             if not self.holds(opened):
                 yield from self.open_drawer(self.joint(opened))
         if flat(self.scene, name):
-            yield from self.push(name, self.destination(goal).middle_2, attempt)
+            yield from self.push(name, self.destination(goal).middle_2)
             return
         yield from self.pick(name, attempt)
         if self.held:

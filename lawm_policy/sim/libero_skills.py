@@ -112,15 +112,34 @@ class Skills(Hand):
 
     # ------------------------------------------------------------------ push
 
-    def push(self, name: str, target_2: np.ndarray, attempt: int = 0) -> Moves:
-        """Along the table, a finger on either side of its rim: a flat thing slips away from under others."""
-        grasp = yield from self._seize(name, attempt)
-        if grasp is None:
-            return
-        start = self.here
-        moved = np.array([*(target_2 - self.scene.place(name)[:2]), 0.004])
-        yield from self.slide(Pose(start + moved, self.turn), fastest=0.7)
-        yield from self.release()
+    def push(self, name: str, target_2: np.ndarray) -> Moves:
+        """Along the table: the closed fingers press inside its rim, and tow it."""
+        start = self.scene.place(name)
+        way = target_2 - start[:2]
+        way = way / np.linalg.norm(way)
+        line_K2 = start[:2] + np.arange(0, 0.15, 0.002)[:, None] * way
+        _, tops = self.scene.boxes(name).span_M2(line_K2)
+        rim = int(tops.argmax())
+        inside = max(0.0, 0.002 * rim - 0.025)
+        low = float(tops[: max(1, rim)].min()) + 0.010
+        yaw = nearest(float(np.arctan2(way[1], way[0])) + np.pi / 2, self.yaw, np.pi)
+        self.gripper = CLOSED
+        yield from self.fly(downward(np.array([*(start[:2] + inside * way), low]), yaw), near=0.004)
+
+        def onward() -> Pose:
+            here = self.here[:2]
+            left = float((target_2 - self.scene.place(name)[:2]) @ way)
+            step = min(0.05, left + 0.01)
+            line = start[:2] + way * ((here - start[:2]) @ way)
+            return downward(np.array([*(line + step * way), low - 0.012]), yaw)
+
+        def enough() -> bool:
+            """There, or slipped off."""
+            now = self.scene.place(name)[:2]
+            return bool((target_2 - now) @ way < 0.006 or (self.here[:2] - now) @ way > inside + 0.035)
+
+        yield from self.slide(onward, near=0.0, until=enough, patience=60, fastest=0.5, limit=130)
+        yield from self.slide(downward(self.here + [0, 0, 0.08], yaw), near=0.02)
 
     # ------------------------------------------------------------------ drawers, doors, knobs
 

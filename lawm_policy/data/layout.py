@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,10 @@ def features(
     fps: int,
     state_names: tuple[str, ...] | None,
     action_names: tuple[str, ...] | None,
+    others: Mapping[str, tuple[str, ...]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for key, names in ((STATE, state_names), (ACTION, action_names)):
+    for key, names in ((STATE, state_names), (ACTION, action_names), *(others or {}).items()):
         if names:
             found[key] = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
     for camera, (height, width) in cameras.items():
@@ -79,12 +81,21 @@ def features(
     return found
 
 
-def data_schema(state: int, action: int) -> pa.Schema:
+def vectors(features: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """The columns of numbers that belong to each frame, and their widths: state, action, and others."""
+    return {
+        key: feature["shape"][0]
+        for key, feature in features.items()
+        if feature["dtype"] == "float32" and key != "timestamp"
+    }
+
+
+def data_schema(widths: dict[str, int]) -> pa.Schema:
     columns = []
-    for key, width in ((STATE, state), (ACTION, action)):
+    for key, width in widths.items():
         if width == 1:  # LeRobot reads a shape of [1] as a plain number
             columns.append((key, pa.float32()))
-        elif width:
+        else:
             columns.append((key, pa.list_(pa.float32(), width)))
     columns += [("timestamp", pa.float32())]
     columns += [(key, pa.int64()) for key in ("frame_index", "episode_index", "index", "task_index")]

@@ -138,6 +138,16 @@ class EpisodeStore:
         """(T, A) float32; row t was sent after frame t and state t were observed."""
         return self._column(index, layout.ACTION, self.action_names)
 
+    def other(self, key: str, index: int) -> np.ndarray:
+        """(T, N) float32 of another column of numbers, such as commands of another kind."""
+        feature = self.info["features"].get(key)
+        if feature is None or key not in layout.vectors(self.info["features"]):
+            known = ", ".join(layout.vectors(self.info["features"])) or "none"
+            raise UserError(
+                f"expected a column among {known} in {self.path}, found {key!r}: name one of them"
+            )
+        return self._column(index, key, tuple(feature["names"]))
+
     def timestamps(self, index: int) -> np.ndarray:
         """(T,) float64 seconds from the episode's start."""
         return self._column(index, "timestamp", ("timestamp",))[:, 0].astype(np.float64)

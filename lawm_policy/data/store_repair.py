@@ -172,8 +172,7 @@ def _join_data(
     rows: list[dict[str, Any]],
     task_index: dict[str, int],
 ) -> None:
-    widths = [info["features"].get(key, {"shape": [0]})["shape"][0] for key in (layout.STATE, layout.ACTION)]
-    schema = layout.data_schema(*widths)
+    schema = layout.data_schema(layout.vectors(info["features"]))
     number = _next_number(done, "data")
     start = 0
     while start < len(pending):

@@ -49,7 +49,8 @@ class StoreWriter:
     """Adds episodes to a new store, or with `append` to an existing one of the same shape.
 
     `cameras` maps names to (height, width), both even; `state_names` / `action_names` are absent for
-    unlabelled video; `robot` is the robot card.
+    unlabelled video; `robot` is the robot card. `others` are further columns of numbers, each with the
+    names of what is in it.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class StoreWriter:
         state_names: tuple[str, ...] | list[str] | None = None,
         action_names: tuple[str, ...] | list[str] | None = None,
         robot: dict[str, Any] | None = None,
+        others: Mapping[str, tuple[str, ...]] | None = None,
         append: bool = False,
     ) -> None:
         self.path = Path(path)
@@ -75,6 +77,7 @@ class StoreWriter:
             raise UserError("expected at least one camera, found none")
         self.state_names = tuple(state_names) if state_names else None
         self.action_names = tuple(action_names) if action_names else None
+        self.others = {key: tuple(names) for key, names in (others or {}).items()}
         info = {
             "codebase_version": layout.VERSION,
             "robot_type": (robot or {}).get("embodiment"),
@@ -88,7 +91,9 @@ class StoreWriter:
             "splits": {},
             "data_path": layout.DATA_PATH,
             "video_path": layout.VIDEO_PATH,
-            "features": layout.features(self.cameras, self.fps, self.state_names, self.action_names),
+            "features": layout.features(
+                self.cameras, self.fps, self.state_names, self.action_names, self.others
+            ),
         }
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"expected a folder at {self.path}, found a file")
@@ -148,6 +153,7 @@ class StoreWriter:
         split: str | None = None,
         source: str = "",
         timestamps: np.ndarray | None = None,
+        others: Mapping[str, np.ndarray] | None = None,
     ) -> int:
         """Stages and commits one episode; returns its index. `frames[camera]` is (T, H, W, 3) uint8.
 
@@ -181,7 +187,8 @@ class StoreWriter:
             writer.close()
             stats[camera] = image_stats(images[:: max(1, length // 8)])
         facts = {"text": text, "task": task, "embodiment": embodiment, "split": split, "source": source}
-        seal(folder, self, length=length, facts=facts, stats=stats, state=state, actions=actions)
+        more = {"state": state, "actions": actions, "others": others}
+        seal(folder, self, length=length, facts=facts, stats=stats, **more)  # type: ignore[arg-type]
         return self.commit(folder)
 
     def staging_folder(self) -> Path:
@@ -247,6 +254,7 @@ def seal(
     stats: dict[str, Any],
     state: np.ndarray | None = None,
     actions: np.ndarray | None = None,
+    others: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Completes a staged episode whose camera files are written; `shape` has fps, cameras and names.
 
@@ -262,9 +270,11 @@ def seal(
                 writer.add(black)
             writer.close()
     columns: dict[str, pa.Array] = {}
+    found = others or {}
     for key, names, value in (
         (layout.STATE, shape.state_names, state),
         (layout.ACTION, shape.action_names, actions),
+        *((key, names, found.get(key)) for key, names in shape.others.items()),
     ):
         if (names is None) != (value is None):
             raise UserError(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Shape:
     cameras: dict[str, tuple[int, int]]
     state_names: None = None
     action_names: None = None
+    others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def find_videos(root: Path, camera: str, views: Sequence[str], exclude: Path) -> list[SourceEpisode]:

@@ -13,11 +13,13 @@ import numpy as np
 
 from lawm_policy.sim.libero_env import LiberoEnv
 from lawm_policy.sim.libero_hand import Moves, Style
+from lawm_policy.sim.libero_protocol import split_task
 from lawm_policy.sim.libero_shapes import Scene
 from lawm_policy.sim.libero_skills import Destination, Joint, Skills
 
 Goal = tuple[str, ...]  # ("on", "akita_black_bowl_1", "plate_1")
 ROUNDS = 3
+LONGEST = {"libero_10": 520}
 TOGETHER = 0.02  # metres between the origins of a thing and what it lies on (LIBERO asks for 3 cm)
 BEYOND = {"open": 0.006, "close": 0.008, "turnon": 0.25, "turnoff": 0.05}  # past what the goal asks
 
@@ -92,7 +94,10 @@ class Expert(Skills):
         kind, name = goal
         sites, model = self.sim.object_sites_dict, self.sim.sim.model
         if name in sites:
-            fixture, joints = self.sim.get_object(self.sim.object_states_dict[name].parent_name), sites[name].joints
+            fixture, joints = (
+                self.sim.get_object(self.sim.object_states_dict[name].parent_name),
+                sites[name].joints,
+            )
         else:
             fixture = self.sim.get_object(name)
             joints = fixture.joints
@@ -104,7 +109,9 @@ class Expert(Skills):
         nearer, further = (low, high) if abs(low - now) < abs(high - now) else (high, low)
         sign = np.sign(further - nearer) if kind != "close" else np.sign(low + high - 2 * now)
         wanted = nearer + sign * BEYOND[kind]
-        return Joint(index, int(model.jnt_bodyid[index]), float(wanted), lambda: self._past(index, wanted, sign, goal))
+        return Joint(
+            index, int(model.jnt_bodyid[index]), float(wanted), lambda: self._past(index, wanted, sign, goal)
+        )
 
     def _past(self, index: int, wanted: float, sign: float, goal: Goal) -> bool:
         now = float(self.env.data.qpos[self.env.model.jnt_qposadr[index]])
@@ -127,7 +134,7 @@ def ordered(sim: Any) -> list[Goal]:
 
 
 def kind_of(sim: Any, region: str) -> str:
-    """"drawer", where the region moves along a line."""
+    """ "drawer", where the region moves along a line."""
     joints = sim.object_sites_dict[region].joints
     model = sim.sim.model
     return "drawer" if joints and model.jnt_type[model.joint_name2id(joints[0])] == 2 else "fixed"
@@ -147,11 +154,13 @@ def flat(scene: Scene, name: str) -> bool:
 class Rollout:
     """One recorded episode. `frames[camera][t]` and `state_TP[t]` are what is seen before `action_TA[t]`."""
 
-    frames: dict[str, np.ndarray]
+    frames: dict[str, np.ndarray]  # camera -> (T', H, W, 3) uint8; T' = T / frame_stride, rounded up
     state_TP: np.ndarray
-    action_TA: np.ndarray  # what the expert wanted: the labels
+    action_TA: np.ndarray  # the labels, of the command that was asked for
+    ee_TA: np.ndarray  # what the expert wanted
     executed_TA: np.ndarray  # with the deviations
-    target_TA: np.ndarray  # joint positions after each step, and the gripper's command
+    joint_TA: np.ndarray  # where the joints were after each step, and the gripper's command
+    joints_TJ: np.ndarray  # before it
     text: str
     task: str
     success: bool
@@ -165,37 +174,56 @@ def rollout(
     init_state: int | np.ndarray | None = None,
     style: Style | None = None,
     attempt: int = 0,
+    command: str = "ee",
+    frame_stride: int = 1,
     limit: int | None = None,
 ) -> Rollout:
-    """The expert does the environment's task from a stored state (or the one of `seed`). Pure in its
-    arguments; another `attempt` does it in another way."""
+    """The expert does the environment's task from a stored state (the one of `seed`, unless given). Pure in
+    its arguments; another `attempt` does it in another way. `env` takes hand commands; `command` says
+    which kind the labels are."""
+    assert env.command == "ee"
     rng = np.random.default_rng([seed, 5, attempt, *env.task.encode()])
     chosen = Style.sample(rng) if style is None else style
+    asked = env.render_now
     observation, info = env.reset(seed=seed, options={"init_state": init_state})
     expert = Expert(env, Scene(env._sim), rng, chosen)
     frames: dict[str, list[np.ndarray]] = {camera: [] for camera in env.cameras}
-    states, actions, executed, targets = [], [], [], []
-    moves = expert.perform()
-    for _ in range(env.limit if limit is None else limit):
-        if next(moves, True):
-            break
-        for camera, image in observation["images"].items():
-            frames[camera].append(image)
-        states.append(observation["state"])
-        actions.append(expert.action().astype(np.float32))
-        executed.append(expert.executed().astype(np.float32))
-        observation, _, done, _, info = env.step(executed[-1])
-        targets.append(np.append(info["joints"], actions[-1][-1]).astype(np.float32))
-        if done:
-            break
+    states, wanted, executed, joints, reached = [], [], [], [], []
+    try:
+        for step, _ in zip(range(limit or longest(env)), expert.perform(), strict=False):
+            if step % frame_stride == 0:
+                for camera, image in observation["images"].items():
+                    frames[camera].append(image)
+            states.append(observation["state"])
+            joints.append(info["joints"])
+            wanted.append(expert.action())
+            executed.append(expert.executed())
+            env.render_now = asked and (step + 1) % frame_stride == 0
+            observation, _, done, _, info = env.step(executed[-1])
+            reached.append(env.joints())
+            if done:
+                break
+    finally:
+        env.render_now = asked
+    ee_TA = np.array(wanted, np.float32).reshape(-1, 7)
+    joints_TJ = np.array(joints, np.float32).reshape(-1, 7)
+    joint_TA = np.column_stack([np.array(reached, np.float32).reshape(-1, 7), ee_TA[:, -1]])
+    state_TP = np.array(states, np.float32).reshape(len(ee_TA), -1)
     return Rollout(
         frames={camera: np.stack(images) for camera, images in frames.items() if images},
-        state_TP=np.array(states),
-        action_TA=np.array(actions),
-        executed_TA=np.array(executed),
-        target_TA=np.array(targets),
+        state_TP=np.column_stack([state_TP, joints_TJ]) if command == "joint" else state_TP,
+        action_TA=joint_TA if command == "joint" else ee_TA,
+        ee_TA=ee_TA,
+        executed_TA=np.array(executed, np.float32).reshape(-1, 7),
+        joint_TA=joint_TA,
+        joints_TJ=joints_TJ,
         text=env.instruction,
         task=env.task,
         success=env.success,
         seed=seed,
     )
+
+
+def longest(env: LiberoEnv) -> int:
+    """Control steps that an expert may take: the protocol's, and for the long suite the usual 520."""
+    return max(env.limit, LONGEST.get(split_task(env.task)[0], 0))

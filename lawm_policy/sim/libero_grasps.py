@@ -66,7 +66,10 @@ def find_grasps(
     for k, grasp in enumerate(found):
         turn = abs(nearest(grasp.yaw, yaw_now, np.pi) - yaw_now)
         found[k] = Grasp(
-            grasp.place_3, nearest(grasp.yaw, yaw_now, np.pi), grasp.width, grasp.cost + 0.006 * turn + 2.0 * scene.strain(grasp.place_3)
+            grasp.place_3,
+            nearest(grasp.yaw, yaw_now, np.pi),
+            grasp.width,
+            grasp.cost + 0.006 * turn + 2.0 * scene.strain(grasp.place_3),
         )
     found.sort(key=lambda grasp: grasp.cost)
     chosen: list[Grasp] = []
@@ -169,15 +172,22 @@ def find_spots(
         for place, offset, rest, low in zip(places, offsets, rests, lows, strict=True):
             there = np.array([*(place + moved), rest + origin[2]])
             if right(there):
-                slack = np.mean([right(there + [dx, dy, 0]) for dx, dy in _AROUND])
-                cost = rest + 0.5 * (low - rest) + 0.2 * np.linalg.norm(offset) + 0.012 * abs(turn) + 0.08 * (1 - slack)
+                slack = np.mean([right(there + shift) for shift in _AROUND_K3])
+                cost = (
+                    rest
+                    + 0.5 * (low - rest)
+                    + 0.2 * np.linalg.norm(offset)
+                    + 0.012 * abs(turn)
+                    + 0.08 * (1 - slack)
+                )
                 cost += 2.0 * scene.strain(np.array([*place, low]))
                 found.append(Spot(np.array([*place, low]), float(yaw), there, float(cost)))
     found.sort(key=lambda spot: spot.cost)
     return found[:count]
 
 
-_AROUND = [(0.012 * np.cos(a), 0.012 * np.sin(a)) for a in np.linspace(0, 2 * np.pi, 8, endpoint=False)]
+_ANGLES = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+_AROUND_K3 = 0.012 * np.column_stack([np.cos(_ANGLES), np.sin(_ANGLES), np.zeros(8)])
 
 
 def lower_side(boxes: Boxes, step: float = 0.005) -> np.ndarray:

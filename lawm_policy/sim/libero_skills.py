@@ -15,6 +15,7 @@ from lawm_policy.sim.libero_hand import CLOSED, OPENED, Hand, Moves, Pose, downw
 from lawm_policy.sim.libero_shapes import Boxes
 
 STRAIGHT = np.pi / 2  # the fingers' axis as the arm begins: across the robot's view
+UP = np.array([0.0, 0.0, 1.0])
 YAWS = STRAIGHT + np.radians(np.arange(-90, 91, 15))
 
 
@@ -51,7 +52,7 @@ class Skills(Hand):
         grasp = yield from self._seize(name, attempt)
         if grasp is None:
             return
-        yield from self.slide(Pose(self.here + [0, 0, 0.06], self.turn), near=0.02, turned=0.5)
+        yield from self.slide(Pose(self.here + 0.06 * UP, self.turn), near=0.02, turned=0.5)
         if self.scene.place(name)[2] > height + 0.015:
             self.held = name
 
@@ -71,7 +72,9 @@ class Skills(Hand):
         def there() -> Pose:
             """The thing may give way a little, no more."""
             moved = self.scene.place(name) - start
-            return downward(grasp.place_3 + moved * min(1.0, 0.015 / max(np.linalg.norm(moved), 1e-9)), yaw)
+            return downward(
+                grasp.place_3 + moved * min(1.0, 0.015 / max(float(np.linalg.norm(moved)), 1e-9)), yaw
+            )
 
         yield from self.fly(there)
         yield from self.fingers(CLOSED)
@@ -96,11 +99,11 @@ class Skills(Hand):
         spot = spots[0]
         under = lower_side(self.scene.boxes(name).seen_from(self.here, np.eye(3)))
         hang, wide = -float(under[:, 2].min()), float(np.linalg.norm(under[:, :2], axis=1).max())
-        goal = downward(spot.place_3 + [0, 0, 0.004], nearest(spot.yaw, self.yaw, 2 * np.pi))
+        goal = downward(spot.place_3 + 0.004 * UP, nearest(spot.yaw, self.yaw, 2 * np.pi))
         held_at = self.scene.place(name) - self.here
 
         def lost() -> bool:
-            return float(np.linalg.norm(self.scene.place(name) - self.here)) > np.linalg.norm(held_at) + 0.06
+            return bool(np.linalg.norm(self.scene.place(name) - self.here) > np.linalg.norm(held_at) + 0.06)
 
         yield from self.fly(goal, hang=max(hang, 0.012), wide=max(wide, 0.05), left_out=(name,), until=lost)
         yield from self.release()
@@ -108,7 +111,7 @@ class Skills(Hand):
     def release(self) -> Moves:
         yield from self.fingers(OPENED)
         self.held = None
-        yield from self.slide(Pose(self.here + [0, 0, 0.07], self.turn), near=0.025, turned=0.5)
+        yield from self.slide(Pose(self.here + 0.07 * UP, self.turn), near=0.025, turned=0.5)
 
     # ------------------------------------------------------------------ push
 
@@ -139,7 +142,7 @@ class Skills(Hand):
             return bool((target_2 - now) @ way < 0.006 or (self.here[:2] - now) @ way > inside + 0.035)
 
         yield from self.slide(onward, near=0.0, until=enough, patience=60, fastest=0.5, limit=130)
-        yield from self.slide(downward(self.here + [0, 0, 0.08], yaw), near=0.02)
+        yield from self.slide(downward(self.here + 0.08 * UP, yaw), near=0.02)
 
     # ------------------------------------------------------------------ drawers, doors, knobs
 
@@ -239,7 +242,7 @@ class Skills(Hand):
             gone = sense * (self._value(joint) - value)
             left = np.clip(angle - gone, -0.5, 0.5) + 0.15 * np.sign(angle)
             c, s = np.cos(gone), np.sin(gone)
-            place = axle[:2] + [c * arm[0] - s * arm[1], s * arm[0] + c * arm[1]]
+            place = axle[:2] + np.array([c * arm[0] - s * arm[1], s * arm[0] + c * arm[1]])
             return downward(np.array([*place, height]), yaw + gone + left)
 
         yield from self.slide(round_it, near=0.0, turned=0.0, until=joint.reached, limit=50)

@@ -179,9 +179,10 @@ def _report(
         seeds=[states[0], states[-1]],
         rows=rows,
         targets=targets,
-        notes=f"Code {code}. Seeds are the first and last of the stored initial states, each tried once, with "
-        f"protocol {args.protocol}'s settling and limits (libero_10: 520 steps). A state whose premise does not "
-        f"hold is not counted. {steps / max(spent, 1e-9):.0f} control steps per CPU second, planning included.",
+        notes=f"Code {code}. Seeds are the first and last of the stored initial states, each tried once, "
+        f"with protocol {args.protocol}'s settling and limits (libero_10: 520 steps). A state whose premise "
+        f"does not hold is not counted. {steps / max(spent, 1e-9):.0f} control steps per CPU second, "
+        "planning included.",
     )
 
 

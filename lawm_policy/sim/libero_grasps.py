@@ -102,7 +102,7 @@ def _grasps_at(
     hopeful = np.flatnonzero(lowest + 0.003 + PAD_LOW < points_M3[:, 2].max())
     found = []
     for (at_u, at_v), place, free in zip(grid[hopeful], places[hopeful], lowest[hopeful], strict=True):
-        height = max(float(free) + 0.003, bottom + 0.008, heights.floor + 0.012)
+        height = max(float(free) + 0.002, bottom + 0.008, heights.floor + 0.012)
         slab = np.abs(v - at_v) < PAD_V
         slab &= (z > height + PAD_LOW) & (z < height + PAD_HIGH) & (np.abs(u - at_u) < OPEN)
         if slab.sum() < 8:
@@ -120,7 +120,7 @@ def _grasps_at(
         hold = z[slab]
         depth = float(hold.max() - hold.min())
         away = float(np.linalg.norm(place - middle_2))
-        cost = 0.6 * off + 0.25 * away + 1.2 * slant + 3.0 * max(0.0, 0.009 - depth)
+        cost = 0.6 * off + 0.25 * away + 1.2 * slant + 2.0 * max(0.0, 0.014 - depth)
         cost += 0.15 * max(0.0, height - bottom - 0.10) + 0.5 * max(0.0, width - 0.062)
         found.append(Grasp(np.array([*place, height]), yaw, width, float(cost)))
     return found

@@ -214,7 +214,7 @@ class Hand:
             stuck = stuck + 1 if left > best - 0.0008 else 0
             best = min(best, left)
             if stuck > 4:
-                if funnel == 0 or sunk > 0.15:
+                if funnel == 0 or across < 0.03 or sunk > 0.15:
                     return
                 # Out of the arm's reach up there: lower, then.
                 stuck, best, sunk = 0, np.inf, sunk + 0.02

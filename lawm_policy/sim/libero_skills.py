@@ -76,7 +76,7 @@ class Skills(Hand):
                 grasp.place_3 + moved * min(1.0, 0.015 / max(float(np.linalg.norm(moved)), 1e-9)), yaw
             )
 
-        yield from self.fly(there)
+        yield from self.fly(there, near=0.004)
         yield from self.fingers(CLOSED)
         return grasp
 

@@ -18,7 +18,7 @@ from lawm_policy.sim.libero_shapes import Scene
 from lawm_policy.sim.libero_skills import Destination, Joint, Skills
 
 Goal = tuple[str, ...]  # ("on", "akita_black_bowl_1", "plate_1")
-ROUNDS = 3
+ROUNDS = 5
 LONGEST = {"libero_10": 520}
 TOGETHER = 0.02  # metres between the origins of a thing and what it lies on (LIBERO asks for 3 cm)
 BEYOND = {"open": 0.006, "close": 0.008, "turnon": 0.25, "turnoff": 0.05}  # past what the goal asks

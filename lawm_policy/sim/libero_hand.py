@@ -206,8 +206,9 @@ class Hand:
             aim = target.place_3.copy()
             aim[2] += funnel * (top - aim[2])
             if across > 0.03:  # first up, then over
-                share = float(np.clip(1 - (top - 0.6 * self.style.lift - here[2]) / 0.05, 0.0, 1.0))
-                aim[:2] = here[:2] + share * (aim[:2] - here[:2])
+                share = float(np.clip(1 - (top - 0.4 * self.style.lift - here[2]) / 0.04, 0.0, 1.0))
+                if share < 1:
+                    aim[:2] = here[:2] + share * min(1.0, 0.04 / across) * (aim[:2] - here[:2])
             left = (across + abs(aim[2] - here[2]) if funnel > 0 else away) + 0.05 * twist
             if over != (funnel > 0):
                 best, over = np.inf, funnel > 0

@@ -147,7 +147,6 @@ class Scene:
             while body and body not in names:
                 body = int(self.model.body_parentid[body])
             if body and (self.model.geom_contype[geom] or self.model.geom_conaffinity[geom]):
-                assert self.model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_BOX
                 self._geoms[names[body]].append(geom)
         things = [name for name in self.movable if self._geoms[name]]
         self.table = min(float(self.boxes(name).corners_M3()[:, 2].min()) for name in things)
@@ -168,21 +167,19 @@ class Scene:
         return max(0.0, length - ARM + 0.03)
 
     def boxes(self, *names: str) -> Boxes:
-        geoms = [geom for name in names for geom in self._geoms[name]]
-        return Boxes(
-            self.data.geom_xpos[geoms].copy(),
-            self.data.geom_xmat[geoms].reshape(-1, 3, 3).copy(),
-            self.model.geom_size[geoms].copy(),
-        )
+        return self._bounds([geom for name in names for geom in self._geoms[name]])
 
     def body_boxes(self, body: int) -> Boxes:
         """Of one body alone: a drawer, a door."""
         geoms = [g for group in self._geoms.values() for g in group if self.model.geom_bodyid[g] == body]
-        return Boxes(
-            self.data.geom_xpos[geoms].copy(),
-            self.data.geom_xmat[geoms].reshape(-1, 3, 3).copy(),
-            self.model.geom_size[geoms].copy(),
-        )
+        return self._bounds(geoms)
+
+    def _bounds(self, geoms: list[int]) -> Boxes:
+        """Exact for boxes, which nearly all of LIBERO's geometries are; else around the geometry."""
+        turns_N33 = self.data.geom_xmat[geoms].reshape(-1, 3, 3).copy()
+        bounds_N6 = self.model.geom_aabb[geoms]
+        places_N3 = self.data.geom_xpos[geoms] + np.einsum("nij,nj->ni", turns_N33, bounds_N6[:, :3])
+        return Boxes(places_N3, turns_N33, bounds_N6[:, 3:].copy())
 
     def others(self, *left_out: str) -> Boxes:
         return self.boxes(*(name for name in self._geoms if name not in left_out))

@@ -51,8 +51,8 @@ def check(args: CollectArgs) -> list[Slot]:
         )
     if rules_of(args).factor is None:
         raise UserError(
-            f"expected a protocol whose states are drawn (+fresh or +wide:3), found {args.protocol}: the stored "
-            "states are what everybody tests on"
+            f"expected a protocol whose states are drawn (+fresh or +wide:3), found {args.protocol}: "
+            "the stored states are what everybody tests on"
         )
     if args.seed + args.episodes > SPLITS["val"]:
         raise UserError(

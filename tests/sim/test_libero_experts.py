@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from libero_scripts import needs_libero
+from libero_scripts import replay
 
 from lawm_policy.sim.libero_grasps import find_grasps, hand_under, lower_side, nearest
 from lawm_policy.sim.libero_hand import Style, pointing_down, rotation_between
@@ -77,34 +77,34 @@ def test_styles_differ_and_repeat():
     assert one != two and one == again and 0.7 <= one.speed <= 1
 
 
-class TestInLibero:
-    pytestmark = needs_libero()
+@pytest.mark.libero
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "task",
+    ["libero_object-1", "libero_spatial-5", "libero_goal-0", "libero_goal-7", "libero_90-28"],
+    ids=["between neighbours", "off a ramekin", "open a drawer", "turn a knob", "close a drawer"],
+)
+def test_goals_are_reached(task):
+    from lawm_policy.sim.libero_env import LiberoEnv
+    from lawm_policy.sim.libero_experts import rollout
 
-    @pytest.mark.parametrize(
-        "task",
-        ["libero_object-1", "libero_spatial-5", "libero_goal-0", "libero_goal-7", "libero_90-28"],
-        ids=["between neighbours", "off a ramekin", "open a drawer", "turn a knob", "close a drawer"],
-    )
-    def test_goals_are_reached(self, task):
-        from lawm_policy.sim.libero_env import LiberoEnv
-        from lawm_policy.sim.libero_experts import rollout
+    env = LiberoEnv(task, images=False)
+    episode = rollout(env, 0)
+    assert episode.success and len(episode.action_TA) < 250
+    assert np.abs(episode.action_TA).max() <= 1
 
-        env = LiberoEnv(task, images=False)
-        episode = rollout(env, 0)
-        assert episode.success and len(episode.action_TA) < 250
-        assert np.abs(episode.action_TA).max() <= 1
 
-    def test_an_episode_repeats_and_can_be_replayed(self):
-        from libero_scripts import replay
+@pytest.mark.libero
+@pytest.mark.slow
+def test_an_episode_repeats_and_can_be_replayed():
+    from lawm_policy.sim.libero_env import LiberoEnv
+    from lawm_policy.sim.libero_experts import rollout
 
-        from lawm_policy.sim.libero_env import LiberoEnv
-        from lawm_policy.sim.libero_experts import rollout
-
-        env = LiberoEnv("libero_goal-8", images=False)
-        one, again = (rollout(env, 3) for _ in range(2))
-        np.testing.assert_array_equal(one.executed_TA, again.executed_TA)
-        np.testing.assert_array_equal(one.state_TP, again.state_TP)
-        assert np.abs(one.executed_TA - one.ee_TA).max() > 0  # it strays, and the labels do not
-        assert replay(env, 3, one.executed_TA) == (True, len(one.executed_TA))
-        joint = LiberoEnv("libero_goal-8", command="joint", images=False)
-        assert replay(joint, 3, one.joint_TA)[0]
+    env = LiberoEnv("libero_goal-8", images=False)
+    one, again = (rollout(env, 3) for _ in range(2))
+    np.testing.assert_array_equal(one.executed_TA, again.executed_TA)
+    np.testing.assert_array_equal(one.state_TP, again.state_TP)
+    assert np.abs(one.executed_TA - one.action_TA).max() > 0  # it strays, and the labels do not
+    assert replay(env, 3, one.executed_TA) == (True, len(one.executed_TA))
+    joint = LiberoEnv("libero_goal-8", command="joint", images=False)
+    assert replay(joint, 3, one.joint_TA)[0]

@@ -1,4 +1,7 @@
-"""`lawm collect`: episodes by scripted experts, as labelled demonstrations or as unlabelled videos."""
+"""`lawm collect`: episodes by scripted experts, as labelled demonstrations or as unlabelled videos.
+
+The tabletop is known here, LIBERO in `collect_libero`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -21,13 +24,17 @@ from lawm_policy.data.video import write_video
 from lawm_policy.runs import check_out
 from lawm_policy.sim.experts_tabletop import Rollout, play, rollout
 from lawm_policy.sim.kinematics import load_chain
+from lawm_policy.sim.libero_protocol import TASK_COUNTS
 from lawm_policy.sim.protocol import SPLITS
 from lawm_policy.sim.tabletop_env import CONTROL_HZ, TabletopEnv
 from lawm_policy.sim.tabletop_scene import CAMERAS
 from lawm_policy.sim.tabletop_tasks import TASKS, select_tasks
 from lawm_policy.sim.workers import Outcome, run_jobs
+from lawm_policy.stages import collect_libero
 from lawm_policy.types import UserError
 
+TABLETOP = "tabletop"
+SUITES = (TABLETOP, *TASK_COUNTS)
 REQUEST = "collect.json"
 PLAY = "play"
 ATTEMPTS = 4  # a scene in which the expert fails is tried again, differently, before it is given up
@@ -35,7 +42,7 @@ ATTEMPTS = 4  # a scene in which the expert fails is tried again, differently, b
 
 @dataclass(frozen=True)
 class CollectArgs:
-    """Episodes by scripted experts in the built-in tabletop.
+    """Episodes by scripted experts, in the built-in tabletop or in LIBERO.
 
     demos: an episode store with images, states and commands at 20 Hz. videos: folders of mp4 without
     commands, named after who moves (arm, hand, play), NAME.front.mp4 beside NAME.wrist.mp4 and, where there
@@ -43,20 +50,22 @@ class CollectArgs:
     whatever the number of workers.
     """
 
-    suite: Annotated[tyro.conf.Positional[Literal["tabletop"]], tyro.conf.arg(metavar="SUITE")]
-    """Where: tabletop."""
+    suite: Annotated[tyro.conf.Positional[Literal[SUITES]], tyro.conf.arg(metavar="SUITE")]  # type: ignore[valid-type]
+    """Where: tabletop, libero_spatial, libero_object, libero_goal, libero_10 or libero_90."""
     out: Path
     """The folder to write."""
     kind: Literal["demos", "videos"] = "demos"
     """Labelled demonstrations, or unlabelled videos."""
-    embodiment: str = "arm6"
+    embodiment: Annotated[str, tyro.conf.arg(help_behavior_hint="(left out: arm6; LIBERO: panda)")] = ""
     """arm5, arm6, arm7 or hand; for videos also several, separated by commas."""
-    command: Literal["joint", "ee"] = "joint"
-    """Absolute joint targets, or steps of the gripper's pose."""
+    command: Annotated[
+        Literal["joint", "ee"] | None, tyro.conf.arg(help_behavior_hint="(left out: joint; LIBERO: ee)")
+    ] = None
+    """Absolute joint targets, or steps of the hand's pose. LIBERO's stores serve both: see data.command."""
     tasks: Annotated[
         str | None, tyro.conf.arg(help_behavior_hint="(left out: all for demos, train for videos)")
     ] = None
-    """Names, kinds, all, train (all but two), held_out."""
+    """Names, kinds, all, train (all but two), held_out; LIBERO: numbers such as 0,3 or 0-4."""
     episodes: int = 10
     """Episodes of each task."""
     play: int = 0
@@ -67,8 +76,10 @@ class CollectArgs:
     """The first scene."""
     shared_scenes: bool = False
     """Every task in the same scenes; else each episode has a scene of its own."""
-    size: int = 64
+    size: Annotated[int, tyro.conf.arg(help_behavior_hint="(left out: 64; LIBERO: 128)")] = 0
     """Pixels of the images' side (even)."""
+    protocol: str = collect_libero.PROTOCOL
+    """LIBERO: where episodes begin, and how they are rendered."""
     fps: int = CONTROL_HZ
     """Frames a second of videos: 20, 10, 5 or 4 (demonstrations always have 20)."""
     caption_rate: float = 1.0
@@ -104,6 +115,7 @@ class Done(NamedTuple):
 
 
 def run(args: CollectArgs) -> int:
+    args = _resolved(args)
     slots = _check(args)
     out = check_out(args.out, resume=args.resume, force=args.force, marker=REQUEST)
     _check_rendering(args)
@@ -136,10 +148,20 @@ def run(args: CollectArgs) -> int:
 # ---------------------------------------------------------------------- what was asked for
 
 
+def _resolved(args: CollectArgs) -> CollectArgs:
+    """With what was left out."""
+    if args.suite == TABLETOP:
+        return replace(
+            args,
+            embodiment=args.embodiment or "arm6",
+            command=args.command or "joint",
+            size=args.size or 64,
+        )
+    return collect_libero.resolved(args)
+
+
 def _check(args: CollectArgs) -> list[Slot]:
-    bodies = tuple(word.strip() for word in args.embodiment.split(","))
-    for body in bodies:
-        load_chain(body)
+    bodies = _bodies(args)
     if len(bodies) > 1 and args.kind == "demos":
         raise UserError(
             f"expected one embodiment for demonstrations, found {args.embodiment}: collect each apart"
@@ -154,6 +176,19 @@ def _check(args: CollectArgs) -> list[Slot]:
         raise UserError(f"expected --caption-rate from 0 to 1, found {args.caption_rate}: choose one")
     if min(args.episodes, args.play, args.seed, args.distractors, args.workers) < 0 or args.play_seconds < 1:
         raise UserError("expected no negative number, and a second of play or more: check the arguments")
+    slots = _tabletop_slots(args, bodies) if args.suite == TABLETOP else collect_libero.check(args)
+    if not slots:
+        raise UserError("expected at least one episode, found none: give --episodes or --play")
+    return slots
+
+
+def _bodies(args: CollectArgs) -> tuple[str, ...]:
+    return tuple(word.strip() for word in args.embodiment.split(","))
+
+
+def _tabletop_slots(args: CollectArgs, bodies: tuple[str, ...]) -> list[Slot]:
+    for body in bodies:
+        load_chain(body)
     tasks = select_tasks(args.tasks or ("all" if args.kind == "demos" else "train"))
     number = {name: index for index, name in enumerate(TASKS)}
     slots = []
@@ -165,9 +200,7 @@ def _check(args: CollectArgs) -> list[Slot]:
                 slots.append(Slot(body, task, args.seed + offset, group))
         group = PLAY if body != "hand" else "hand_play"
         slots += [Slot(body, PLAY, args.seed + k, group) for k in range(args.play)]
-    if not slots:
-        raise UserError("expected at least one episode, found none: give --episodes or --play")
-    last = max(slot.seed for slot in slots)
+    last = max((slot.seed for slot in slots), default=0)
     if last >= SPLITS["val"]:
         raise UserError(
             f"expected scenes below {SPLITS['val']}, where validation begins, found {last}: "
@@ -178,11 +211,18 @@ def _check(args: CollectArgs) -> list[Slot]:
 
 def _check_rendering(args: CollectArgs) -> None:
     """One image before anything is written: a machine without OpenGL is known here, not in each episode."""
-    env = TabletopEnv(embodiment=args.embodiment.split(",")[0].strip(), size=args.size)
+    env = _open_env(args)
     try:
         env.reset(seed=args.seed)
     finally:
         env.close()
+
+
+def _open_env(args: CollectArgs, **settings: Any) -> Any:
+    if args.suite != TABLETOP:
+        return collect_libero.open_env(args, **settings)
+    command = args.command or "joint"
+    return TabletopEnv(embodiment=_bodies(args)[0], command=command, size=args.size, **settings)
 
 
 def _check_request(out: Path, args: CollectArgs) -> None:
@@ -208,14 +248,13 @@ def _check_request(out: Path, args: CollectArgs) -> None:
 
 def _collect_demos(out: Path, args: CollectArgs, slots: list[Slot]) -> Iterator[tuple[Slot, Outcome]]:
     """Workers stage episodes; this process commits them in the order of the slots."""
-    env = TabletopEnv(embodiment=args.embodiment, command=args.command, size=args.size, images=False)
-    card = env.robot_card() | {"cameras": list(CAMERAS)}
+    card = _open_env(args, images=False).robot_card() | {"cameras": list(CAMERAS)}
     with StoreWriter(
         out,
         fps=CONTROL_HZ,
         cameras={camera: (args.size, args.size) for camera in CAMERAS},
-        state_names=env.state_names,
-        action_names=env.action_names,
+        state_names=card["state_names"],
+        action_names=card["action_names"],
         robot=card,
         append=args.resume,
     ) as writer:
@@ -312,15 +351,20 @@ def prepare_video(args: CollectArgs, out: Path) -> Callable[[Slot], Done]:
     return work
 
 
-def _performer(args: CollectArgs) -> Callable[[Slot], tuple[Rollout | None, int]]:
+def _performer(args: CollectArgs) -> Callable[[Slot], tuple[Any, int]]:
     """Plays slots, with one environment for each embodiment; says how often the expert failed."""
+    if args.suite != TABLETOP:
+        return collect_libero.performer(args, ATTEMPTS)
     envs: dict[str, TabletopEnv] = {}
     stride = CONTROL_HZ // args.fps
 
     def perform(slot: Slot) -> tuple[Rollout | None, int]:
         if slot.embodiment not in envs:
             envs[slot.embodiment] = TabletopEnv(
-                embodiment=slot.embodiment, command=args.command, size=args.size, distractors=args.distractors
+                embodiment=slot.embodiment,
+                command=args.command or "joint",
+                size=args.size,
+                distractors=args.distractors,
             )
         env = envs[slot.embodiment]
         if slot.task == PLAY:
@@ -350,6 +394,5 @@ def _write_request(out: Path, args: CollectArgs) -> None:
 
 def _request(args: CollectArgs) -> dict[str, Any]:
     """What decides which episodes there will be."""
-    return {
-        key: value for key, value in asdict(args).items() if key not in ("out", "workers", "resume", "force")
-    }
+    left_out = ("out", "workers", "resume", "force", *(("protocol",) if args.suite == TABLETOP else ()))
+    return {key: value for key, value in asdict(args).items() if key not in left_out}

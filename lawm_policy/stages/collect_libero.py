@@ -1,0 +1,112 @@
+"""What `lawm collect` needs to know of LIBERO: its tasks, how an episode is made and stored."""
+
+from __future__ import annotations
+
+import gc
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from lawm_policy.sim.libero_protocol import LiberoProtocol, choose, protocol_named
+from lawm_policy.sim.protocol import SPLITS
+from lawm_policy.types import UserError
+
+if TYPE_CHECKING:
+    from lawm_policy.sim.libero_env import LiberoEnv
+    from lawm_policy.sim.libero_experts import Rollout
+    from lawm_policy.stages.collect import CollectArgs, Slot
+
+EMBODIMENT = "panda"
+SIZES = (64, 128, 256)
+PROTOCOL = "lawm+fresh+lite"
+KEPT = 2  # compiled tasks a worker holds, 90 MB each
+
+
+def resolved(args: CollectArgs) -> CollectArgs:
+    """With what was left out."""
+    return replace(
+        args,
+        embodiment=args.embodiment or EMBODIMENT,
+        command=args.command or "ee",
+        size=args.size or 128,
+    )
+
+
+def check(args: CollectArgs) -> list[Slot]:
+    """The episodes that are asked for: seeds of drawn states, the same for each task."""
+    from lawm_policy.stages.collect import Slot
+
+    if args.size not in SIZES:
+        raise UserError(f"expected --size 64, 128 or 256 for LIBERO, found {args.size}: choose one")
+    if args.embodiment != EMBODIMENT:
+        raise UserError(f"expected --embodiment panda for LIBERO, found {args.embodiment}: leave it out")
+    if args.play or args.distractors:
+        raise UserError("expected neither --play nor --distractors for LIBERO: the tabletop has them")
+    if args.command != "ee":
+        raise UserError(
+            "expected hand commands for LIBERO, found --command joint: leave it out, and fine-tune with "
+            "--set data.command=joint"
+        )
+    if rules_of(args).factor is None:
+        raise UserError(
+            f"expected a protocol whose states are drawn (+fresh or +wide:3), found {args.protocol}: "
+            "the stored states are what everybody tests on"
+        )
+    if args.seed + args.episodes > SPLITS["val"]:
+        raise UserError(
+            f"expected seeds below {SPLITS['val']}, where validation begins, found {args.seed} and "
+            f"{args.episodes} episodes: lower --seed or --episodes"
+        )
+    return [
+        Slot(EMBODIMENT, task, args.seed + k, EMBODIMENT)
+        for task in choose(args.suite, args.tasks or "all")
+        for k in range(args.episodes)
+    ]
+
+
+def rules_of(args: CollectArgs) -> LiberoProtocol:
+    """The protocol, rendered as large as the images shall be."""
+    rules = protocol_named(args.protocol)
+    return rules if args.size <= rules.resolution else replace(rules, resolution=args.size)
+
+
+def open_env(args: CollectArgs, task: str | None = None, **settings: Any) -> LiberoEnv:
+    from lawm_policy.sim.libero_env import LiberoEnv
+
+    name = choose(args.suite, args.tasks or "all")[0] if task is None else task
+    return LiberoEnv(name, size=args.size, protocol=rules_of(args), **settings)
+
+
+def performer(args: CollectArgs, attempts: int) -> Callable[[Slot], tuple[Rollout | None, int]]:
+    """Plays slots; says how often the expert failed."""
+    from lawm_policy.sim.libero_experts import rollout
+    from lawm_policy.sim.libero_premise import BrokenPremise
+
+    envs: OrderedDict[str, LiberoEnv] = OrderedDict()
+    stride = 20 // args.fps
+
+    def env_of(task: str) -> LiberoEnv:
+        if task not in envs:
+            if len(envs) >= KEPT:
+                envs.popitem(last=False)[1].close()
+                gc.collect()
+            envs[task] = open_env(args, task)
+        envs.move_to_end(task)
+        return envs[task]
+
+    def perform(slot: Slot) -> tuple[Rollout | None, int]:
+        env = env_of(slot.task)
+        with suppress(BrokenPremise):  # nobody could do the task from there
+            return tried(env, slot)
+        return None, 0
+
+    def tried(env: LiberoEnv, slot: Slot) -> tuple[Rollout | None, int]:
+        for attempt in range(attempts):
+            episode = rollout(env, slot.seed, attempt=attempt, frame_stride=stride)
+            if episode.success:
+                return episode, attempt
+        return None, attempts
+
+    return perform

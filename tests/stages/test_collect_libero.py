@@ -1,0 +1,88 @@
+"""`lawm collect libero_...`, and the whole way from its demonstrations to an evaluation."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from lawm_policy.cli import main
+from lawm_policy.data.store import EpisodeStore
+from lawm_policy.sim.libero_robot import STATE, panda_card
+from lawm_policy.sim.protocol import SPLITS
+from lawm_policy.stages import collect
+from lawm_policy.stages.collect import CollectArgs
+from lawm_policy.types import UserError
+
+
+def ask(out, **more):
+    defaults = {"suite": "libero_object", "out": out, "tasks": "0", "episodes": 2, "size": 64, "workers": 0}
+    return CollectArgs(**{**defaults, **more})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"tasks": "10"}, "0-9, found '10'"),
+        ({"size": 96}, "--size 64, 128 or 256"),
+        ({"embodiment": "hand"}, "--embodiment panda"),
+        ({"play": 2}, "neither --play nor --distractors"),
+        ({"command": "joint"}, "--set data.command=joint"),
+        ({"protocol": "lawm+lite"}, "the stored states are what everybody tests on"),
+        ({"protocol": "lawn+fresh"}, "did you mean 'lawm'"),
+        ({"seed": SPLITS["val"] - 1}, "where validation begins"),
+    ],
+)
+def test_mistakes_write_nothing(tmp_path, arguments, words):
+    with pytest.raises(UserError, match=words):
+        collect.run(ask(tmp_path / "out", **arguments))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    out = tmp_path_factory.mktemp("libero") / "demos"
+    assert collect.run(ask(out, episodes=5, size=64)) == 0
+    return out
+
+
+@pytest.mark.libero
+@pytest.mark.slow
+def test_demonstrations_are_complete(demos):
+    store = EpisodeStore.open(demos)
+    assert {e.task for e in store.episodes} == {"libero_object-0"} and len(store.episodes) >= 4
+    assert store.episodes[0].text == "pick up the alphabet soup and place it in the basket"
+    assert store.robot == panda_card("ee", ("front", "wrist"), "none") and store.state_names == STATE
+    assert store.fps == 20 and store.cameras == {"front": (64, 64), "wrist": (64, 64)}
+    for episode in store.episodes:
+        state, action = store.state(episode.index), store.actions(episode.index)
+        assert np.abs(action).max() <= 1 and set(np.unique(action[:, -1])) == {-1.0, 1.0}
+        still = np.abs(np.diff(state[:, :3], axis=0)).max(axis=1) < 2e-4
+        runs = np.diff(np.flatnonzero(np.diff(np.r_[0, still, 0])))[::2]
+        assert max(runs, default=0) <= 12, "no waits that images do not explain"
+    first = store.frames(0, "front")
+    assert first.std() > 10 and np.abs(first[0].astype(int) - first[-1]).max() > 40
+
+
+@pytest.mark.libero
+@pytest.mark.slow
+def test_from_demonstrations_to_an_evaluation_with_joint_commands(demos, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAWM_CACHE", str(tmp_path / "cache"))
+    small = "--set policy.policy.size=64 --set data.command=joint --set train.steps=4"
+    trained = f"finetune debug --data {demos} --out {tmp_path / 'run'} {small}"
+    assert main(trained.split()) == 0
+    played = f"eval {tmp_path / 'run'} --suite libero_policies:short_suite --tasks 0 --episodes 1 --workers 0"
+    assert main([*played.split(), "--out", str(tmp_path / "eval")]) == 0
+    told = json.loads((tmp_path / "eval" / "summary.json").read_text())
+    assert told["protocol"]["control"]["command"] == "joint" and told["all"]["episodes"] == 1
+    turned = f"eval {tmp_path / 'run'} --suite libero_object@openvla --tasks 0 --episodes 1 --workers 0"
+    assert main([*turned.split(), "--out", str(tmp_path / "turned")]) == 2, "the images are turned there"
+
+
+@pytest.mark.libero
+@pytest.mark.slow
+def test_videos_have_captions_and_no_commands(tmp_path):
+    assert collect.run(ask(tmp_path / "videos", kind="videos", episodes=1, fps=10)) == 0
+    names = sorted(p.name for p in (tmp_path / "videos").rglob("*") if p.suffix in (".mp4", ".txt"))
+    assert [name.split(".", 1)[1] for name in names] == ["front.mp4", "txt", "wrist.mp4"]

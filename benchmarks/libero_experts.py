@@ -216,8 +216,8 @@ def _report(
         rows=rows,
         targets=targets,
         notes=f"Code {code}. Seeds are the first and last of the initial states (stored by number, fresh by "
-        f"seed), each tried once, with protocol {args.protocol}'s settling and limits (libero_10: 520 steps). A "
-        f"state whose premise does not hold is not counted. {steps / max(spent, 1e-9):.0f} control steps per "
+        f"seed), each tried once, with protocol {args.protocol}'s settling and limits (libero_10: 520 steps). "
+        f"States whose premise does not hold are not counted. {steps / max(spent, 1e-9):.0f} control steps per "
         "CPU second, planning included.",
     )
 

@@ -1,7 +1,7 @@
 """Why do two people's LIBERO numbers differ? One policy under the four published protocols, with its images
 turned the wrong way, and with other action horizons; each against the way in which it learnt, in pairs.
 
-    python benchmarks/libero_protocols.py --run RUN --suite libero_goal --out benchmarks/results/libero_protocols
+    python benchmarks/libero_protocols.py --run RUN --suite libero_goal --out DIR
 
 RUN is a fine-tuned policy that learnt from images as LIBERO renders them (`lawm collect libero_goal`).
 """

@@ -217,8 +217,8 @@ def _report(
         targets=targets,
         notes=f"Code {code}. Seeds are the first and last of the initial states (stored by number, fresh by "
         f"seed), each tried once, with protocol {args.protocol}'s settling and limits (libero_10: 520). "
-        f"States whose premise does not hold are not counted. {steps / max(spent, 1e-9):.0f} control steps a CPU second, "
-        "planning included.",
+        "States whose premise does not hold are not counted. "
+        f"{steps / max(spent, 1e-9):.0f} control steps a CPU second, planning included.",
     )
 
 

@@ -1,4 +1,5 @@
-"""How often do LIBERO's scripted experts succeed? Every task, stored initial states, no images.
+"""How often do LIBERO's scripted experts succeed? Every task, stored and fresh initial states, no images; and
+do their episodes succeed again, replayed as hand and as joint commands?
 
     python benchmarks/libero_experts.py --out benchmarks/results/libero_experts [--resume]
 
@@ -29,6 +30,8 @@ from lawm_policy.stats import wilson
 from lawm_policy.types import UserError
 
 EPISODES = "episodes.jsonl"
+KINDS = {"stored": "", "fresh": "+fresh"}  # initial states, and what the protocol's name says of them
+HELD = 12  # steps that the last joint target is held: what was let go of falls
 PER_TASK, GOOD_TASKS = 80.0, 80.0  # of the long suites: this share of the tasks, each at this rate
 
 
@@ -39,13 +42,15 @@ class Args:
     out: Path
     """where result.json, page.md and episodes.jsonl go"""
     quick: bool = False
-    """2 states a task, two tasks a suite"""
+    """2 states of each kind a task, two tasks a suite"""
     resume: bool = False
     """go on where this run stopped"""
     suites: str = ",".join(TASK_COUNTS)
     """separated by commas"""
     states: int = 20
-    """stored initial states of each task"""
+    """stored initial states of each task, and as many fresh ones"""
+    replays: int = 2
+    """fresh episodes of each task that are replayed, in either form"""
     protocol: str = "lawm"
     """step limits and settling"""
     workers: int = 1
@@ -54,7 +59,8 @@ class Args:
 
 class Job(NamedTuple):
     task: str
-    states: tuple[int, ...]
+    kind: str  # of KINDS
+    states: tuple[int, ...]  # stored ones by number, fresh ones by seed
 
 
 def code_hash() -> str:
@@ -65,28 +71,47 @@ def code_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def prepare(protocol: str) -> Callable[[Job], list[dict[str, Any]]]:
+def prepare(protocol: str, replays: int) -> Callable[[Job], list[dict[str, Any]]]:
     from lawm_policy.sim.libero_env import LiberoEnv
     from lawm_policy.sim.libero_experts import rollout
     from lawm_policy.sim.libero_premise import BrokenPremise
 
     def work(job: Job) -> list[dict[str, Any]]:
-        env = LiberoEnv(job.task, images=False, protocol=protocol_named(protocol))
+        rules = protocol_named(protocol + KINDS[job.kind])
+        env = LiberoEnv(job.task, images=False, protocol=rules)
+        joint: LiberoEnv | None = None
         lines = []
         for state in job.states:
             started = time.process_time()
-            line: dict[str, Any] = {"task": job.task, "state": state, "error": None}
+            line: dict[str, Any] = {"task": job.task, "kind": job.kind, "state": state, "error": None}
+            line |= {"success": False, "steps": 0, "hand again": None, "joint again": None}
             try:
                 episode = rollout(env, state, init_state=state)
             except BrokenPremise as error:
-                line |= {"success": False, "steps": 0, "error": str(error)}
-            else:
-                line |= {"success": episode.success, "steps": len(episode.action_TA)}
-            lines.append(line | {"seconds": round(time.process_time() - started, 3)})
-        env.close()
+                lines.append(line | {"error": str(error), "seconds": 0.0})
+                continue
+            line |= {"success": episode.success, "steps": len(episode.action_TA)}
+            line["seconds"] = round(time.process_time() - started, 3)
+            if episode.success and job.kind == "fresh" and state < replays:
+                joint = joint or LiberoEnv(job.task, command="joint", images=False, protocol=rules)
+                line["hand again"] = _again(env, state, episode.executed_TA)
+                line["joint again"] = _again(joint, state, episode.joint_TA)
+            lines.append(line)
+        for made in (env, joint):
+            if made is not None:
+                made.close()
         return lines
 
     return work
+
+
+def _again(env: Any, state: int, commands_TA: np.ndarray) -> bool:
+    """Whether the commands succeed from that state, the last one held for a while."""
+    env.reset(options={"init_state": state})
+    last = commands_TA[-1].copy()
+    if env.command == "ee":
+        last[:-1] = 0
+    return any(env.step(command)[2] for command in [*commands_TA, *[last] * HELD])
 
 
 def main(args: Args) -> None:
@@ -101,20 +126,24 @@ def main(args: Args) -> None:
     done = _read(out / EPISODES, code)
     jobs = []
     for task in tasks:
-        left = [state for state in states if (task, state) not in done]
-        jobs += [Job(task, tuple(left[k : k + 5])) for k in range(0, len(left), 5)]
+        for kind in KINDS:
+            left = [state for state in states if (task, kind, state) not in done]
+            jobs += [Job(task, kind, tuple(left[k : k + 5])) for k in range(0, len(left), 5)]
     with (
         (out / EPISODES).open("a", encoding="utf-8") as journal,
         progress("experts", len(jobs), unit="x5 episodes") as bar,
     ):
         for outcome in run_jobs(
-            "libero_experts:prepare", {"protocol": args.protocol}, jobs, workers=args.workers
+            "libero_experts:prepare",
+            {"protocol": args.protocol, "replays": args.replays},
+            jobs,
+            workers=args.workers,
         ):
             if outcome.error is not None:
                 raise RuntimeError(outcome.error)
             for line in outcome.result:
                 journal.write(json.dumps(line | {"code": code}) + "\n")
-                done[line["task"], line["state"]] = line
+                done[line["task"], line["kind"], line["state"]] = line
             journal.flush()
             os.fsync(journal.fileno())
             bar.advance()
@@ -122,7 +151,7 @@ def main(args: Args) -> None:
     (out / EPISODES).unlink()
 
 
-def _read(path: Path, code: str) -> dict[tuple[str, int], dict[str, Any]]:
+def _read(path: Path, code: str) -> dict[tuple[str, str, int], dict[str, Any]]:
     """Episodes of an earlier run; a last line that was torn by a crash is dropped."""
     if not path.exists():
         return {}
@@ -131,45 +160,52 @@ def _read(path: Path, code: str) -> dict[tuple[str, int], dict[str, Any]]:
     found = [json.loads(line) for line in whole]
     if any(line["code"] != code for line in found):
         raise UserError(f"expected episodes of code {code} in {path}, found others: give a new --out")
-    return {(line["task"], line["state"]): line for line in found}
+    return {(line["task"], line["kind"], line["state"]): line for line in found}
 
 
 def _report(
     args: Args,
     tasks: list[str],
     states: list[int],
-    done: dict[tuple[str, int], dict[str, Any]],
+    done: dict[tuple[str, str, int], dict[str, Any]],
     code: str,
 ) -> None:
     from lawm_policy.sim.libero_tasks import libero_task
 
     rows, targets = [], []
-    rates: dict[str, list[float]] = {}
+    rates: dict[tuple[str, str], list[float]] = {}
     for task in tasks:
-        lines = [done[task, state] for state in states]
-        valid = [line for line in lines if line["error"] is None]
-        won = [line for line in valid if line["success"]]
-        found = wilson(len(won), len(valid)) if valid else None
-        rate = 100 * len(won) / len(valid) if valid else 0.0
-        rates.setdefault(task.rpartition("-")[0], []).append(rate)
-        rows.append(
-            {
-                "task": task,
-                "instruction": libero_task(task).instruction,
-                "success %": rate,
-                "95% interval": (100 * found.low, 100 * found.high) if found else None,
-                "episodes": len(valid),
-                "broken states": [line["state"] for line in lines if line["error"] is not None],
-                "failed states": [line["state"] for line in valid if not line["success"]],
-                "mean steps of successes": float(np.mean([line["steps"] for line in won])) if won else None,
+        row: dict[str, Any] = {"task": task, "instruction": libero_task(task).instruction}
+        for kind in KINDS:
+            lines = [done[task, kind, state] for state in states]
+            valid = [line for line in lines if line["error"] is None]
+            won = [line for line in valid if line["success"]]
+            found = wilson(len(won), len(valid))
+            rate = 100 * len(won) / len(valid) if valid else 0.0
+            rates.setdefault((task.rpartition("-")[0], kind), []).append(rate)
+            row |= {
+                f"{kind} %": rate,
+                f"{kind}: 95% interval": (100 * found.low, 100 * found.high) if valid else None,
+                f"{kind}: broken": [line["state"] for line in lines if line["error"] is not None],
+                f"{kind}: failed": [line["state"] for line in valid if not line["success"]],
+                f"{kind}: mean steps": float(np.mean([line["steps"] for line in won])) if won else None,
             }
-        )
-    for suite, found_rates in rates.items():
+        rows.append(row)
+    for (suite, kind), found_rates in rates.items():
         if suite in ("libero_10", "libero_90"):
             share = 100 * float(np.mean([rate >= PER_TASK for rate in found_rates]))
-            targets.append(Target(f"{suite}: tasks at 80% or more, %", f">= {GOOD_TASKS:.0f}", share))
+            name = f"{suite}, {kind} states: tasks at 80% or more, %"
+            targets.append(Target(name, f">= {GOOD_TASKS:.0f}", share))
         else:
-            targets.append(Target(f"{suite}: mean success, %", ">= 95", float(np.mean(found_rates))))
+            mean = float(np.mean(found_rates))
+            targets.append(Target(f"{suite}, {kind} states: mean success, %", ">= 95", mean))
+    for form in ("hand again", "joint again"):
+        tried = [line[form] for line in done.values() if line[form] is not None]
+        if tried:
+            found = wilson(sum(tried), len(tried))
+            share = 100 * found.value
+            name = f"{form.split()[0]} commands replayed: {len(tried)} episodes that succeed again, %"
+            targets.append(Target(name, ">= 95", share, (100 * found.low, 100 * found.high)))
     spent = sum(line["seconds"] for line in done.values())
     steps = sum(line["steps"] for line in done.values())
     write_result(
@@ -179,10 +215,10 @@ def _report(
         seeds=[states[0], states[-1]],
         rows=rows,
         targets=targets,
-        notes=f"Code {code}. Seeds are the first and last of the stored initial states, each tried once, "
-        f"with protocol {args.protocol}'s settling and limits (libero_10: 520 steps). A state whose premise "
-        f"does not hold is not counted. {steps / max(spent, 1e-9):.0f} control steps per CPU second, "
-        "planning included.",
+        notes=f"Code {code}. Seeds are the first and last of the initial states (stored by number, fresh by "
+        f"seed), each tried once, with protocol {args.protocol}'s settling and limits (libero_10: 520). "
+        "States whose premise does not hold are not counted. "
+        f"{steps / max(spent, 1e-9):.0f} control steps a CPU second, planning included.",
     )
 
 

@@ -274,8 +274,10 @@ def main(args: Args) -> None:
     started = time.monotonic()
     tasks, episodes = (args.tasks[:1], 2) if args.quick else (args.tasks, args.episodes)
     core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    recorder = Side(SIDES[-1], core)  # a process apart: it makes, and so warms, the same environments
+    commands = recorder.do("record", tasks, episodes)[1]
+    recorder.close()
     sides = [Side(name, core) for name in SIDES]
-    commands = sides[-1].do("record", tasks, episodes)[1]
     made: dict[str, list[float]] = {name: [] for name in SIDES}
     played: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
     parts: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}

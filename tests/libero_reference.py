@@ -1,6 +1,6 @@
 """LIBERO's own OffScreenRenderEnv, played in a process of its own: what our environment is held against.
 
-python libero_reference.py TASK OUT.npz EPISODES STEPS
+python libero_reference.py TASK OUT.npz EPISODES STEPS [COMMANDS.npy]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def commands(steps):
     return np.array([[*rng.uniform(-1, 1, 6), rng.choice((-1.0, 1.0))] for _ in range(steps)])
 
 
-def main(task, out, episodes, steps):
+def main(task, out, episodes, steps, given=None):
     from lawm_policy.sim.libero_assets import prepare
     from lawm_policy.sim.libero_tasks import libero_task, read_states
 
@@ -35,7 +35,7 @@ def main(task, out, episodes, steps):
         env.set_init_state(stored[episode])
         for _ in range(SETTLE):
             env.step(np.zeros(7))
-        for command in commands(steps):
+        for command in commands(steps) if given is None else np.load(given):
             seen, _, _, _ = env.step(command)
             found["states"].append(env.sim.get_state().flatten())
             found["front"].append(seen["agentview_image"])
@@ -47,4 +47,4 @@ def main(task, out, episodes, steps):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:])

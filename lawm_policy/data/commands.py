@@ -26,6 +26,7 @@ def joint_card(card: dict[str, Any] | None, where: object) -> dict[str, Any]:
         "action_names": [*joints["names"], "gripper"],
         "relative_to": [*joints["at"], None],
         "limits": [*joints["limits"], card["limits"][-1]],
+        "controller": joints["controller"],
     }
 
 

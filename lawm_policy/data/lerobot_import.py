@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import av
 import numpy as np
+import pyarrow as pa
 
 from lawm_policy.data.libero_hdf5 import DemoShape
 from lawm_policy.data.store import EpisodeStore
@@ -46,7 +48,7 @@ def find_episodes(root: Path, rename: dict[str, str], embodiment: str) -> list[S
         raise UserError(f"expected names that differ, found {rename} for {', '.join(store.cameras)}")
     return [
         StoredEpisode(
-            source=f"{root.resolve().name}:{e.index}",
+            source=f"{root.resolve().name}-{store.fingerprint[:8]}:{e.index}",
             store=root,
             index=e.index,
             text=e.text,
@@ -85,7 +87,7 @@ def stage_stored(folder: Path, episode: StoredEpisode, shape: DemoShape) -> tupl
             actions=store.actions(episode.index) if labelled else None,
         )
         return length, None
-    except UserError as error:
+    except (UserError, av.FFmpegError, pa.ArrowException, LookupError, ValueError, MemoryError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         return 0, " ".join(str(error).split())
 

@@ -30,6 +30,7 @@ from lawm_policy.types import UserError
 SUFFIXES = (".hdf5", ".h5")
 CAMERAS = {"front": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
 LONGEST, WIDEST, LARGEST = 20_000, 4096, 2048  # rows, numbers a row, pixels: far beyond any of LIBERO's
+MOST_BYTES = 2**30  # of one dataset, however little of it is stored
 STILL = 1e-3  # of a command's range
 
 
@@ -86,8 +87,15 @@ def find_demos(file: Path, name: str) -> list[Hdf5Demo]:
             demos = sorted((n for n in data if re.fullmatch(r"demo_\d+", n)), key=lambda n: int(n[5:]))
             title = re.sub(r"_demo$", "", file.stem)
             text = _instruction(data.attrs.get("problem_info"), title)
-            upright = data.attrs.get("macros_image_convention") == "opencv"
-    except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py's, for what is cut or made up
+            convention = data.attrs.get("macros_image_convention")
+            upright = isinstance(convention, str) and convention == "opencv"
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        ValueError,
+        TypeError,
+    ) as error:  # h5py's, for what is cut or made up
         raise Unusable(f"not a readable HDF5 file ({_line(error)})") from None
     if not demos:
         raise Unusable("holds no demonstrations (data/demo_0 and so on)")
@@ -226,6 +234,8 @@ def _dataset(parent: h5py.Group, name: str) -> h5py.Dataset:
         raise Unusable(f"{name} is not a dataset")
     if found.external or found.is_virtual:
         raise Unusable(f"{name} keeps its values in another file")
+    if found.nbytes > MOST_BYTES:
+        raise Unusable(f"{name} is {found.shape}, {found.nbytes / 2**30:.0f} GB")
     return found
 
 
@@ -244,7 +254,7 @@ def _instruction(problem: Any, title: str) -> str:
         text = " ".join(said) if isinstance(said, list) else str(said)
     except (TypeError, ValueError, KeyError):
         text = re.sub(r"^[A-Z_0-9]*SCENE\d+_", "", title).replace("_", " ")
-    return " ".join(text.replace('"', " ").split())
+    return " ".join(text.replace('"', " ").encode(errors="replace").decode().split())
 
 
 def _picture(frame_HWC: np.ndarray) -> av.VideoFrame:

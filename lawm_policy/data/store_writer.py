@@ -101,7 +101,7 @@ class StoreWriter:
             existing: list[dict[str, Any]] = []
             if occupied:
                 self.recovery = recover(self.path)
-                existing = self._require_same_shape(info)
+                existing = self._require_same_shape(info, robot)
             else:
                 self.recovery = None
                 layout.write_json(self.path / layout.EXTRA, {"robot": robot})
@@ -119,8 +119,17 @@ class StoreWriter:
         self.session.mkdir(parents=True)
         self._journal = (self.path / layout.JOURNAL).open("a", encoding="utf-8")
 
-    def _require_same_shape(self, info: dict[str, Any]) -> list[dict[str, Any]]:
+    def _require_same_shape(self, info: dict[str, Any], robot: dict[str, Any] | None) -> list[dict[str, Any]]:
         found = json.loads((self.path / layout.INFO).read_text())
+        extra = self.path / layout.EXTRA
+        card = json.loads(extra.read_text()).get("robot") if extra.exists() else None
+        if card != json.loads(json.dumps(robot)):
+            ours, theirs = robot or {}, card or {}
+            unlike = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+            raise UserError(
+                f"expected episodes of the robot in {self.path}, found another ({', '.join(unlike)}): "
+                "use a new --out folder"
+            )
         for key in ("fps", "features"):
             if found[key] != info[key]:
                 what = (

@@ -137,6 +137,16 @@ def examine(folder: Path, *, thorough: bool = False) -> Assets:
     return Assets(folder, tuple(missing), tuple(damaged), approximated, bool(record))
 
 
+def described() -> dict[str, str | None]:
+    """What decides how things look, for the protocol: stand-ins give other pixels than the hub's files."""
+    folder = assets_folder()
+    try:
+        revision = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["revision"]
+    except (OSError, ValueError, KeyError, TypeError):
+        revision = None
+    return {"state": examine(folder).state, "revision": revision}
+
+
 def check_ready() -> Path:
     """The assets folder; UserError where LIBERO or its assets are not as they must be. Imports nothing."""
     check_versions()

@@ -14,8 +14,9 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from lawm_policy.sim.libero_robot import JOINT_KP
+
 SUBSTEPS = 25
-JOINT_KP = 900.0  # 1/s^2: an arm that follows its targets as position-controlled arms do (30 rad/s)
 
 
 class ObservationClock:

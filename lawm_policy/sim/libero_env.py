@@ -33,6 +33,8 @@ from lawm_policy.sim.libero_tasks import LiberoTask, libero_task, read_states
 from lawm_policy.types import UserError
 
 COMMANDS = ("ee", "joint")
+_WARNING = mujoco.mjtWarning
+DIVERGED = (_WARNING.mjWARN_BADQPOS, _WARNING.mjWARN_BADQVEL, _WARNING.mjWARN_BADQACC)
 LOOK_AXES = ("camera", "light", "texture")
 _PRISTINE = ("body_pos", "body_quat", "site_rgba", "geom_rgba")  # what a reset or an episode may change
 
@@ -148,7 +150,8 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         if self.protocol.settle_steps == 0:
             self._look()
         if broken := self._premise.broken():
-            raise BrokenPremise(f"{self.task}, initial state {self.init_state}: {broken}")
+            number, self.init_state = self.init_state, -1
+            raise BrokenPremise(f"{self.task}, initial state {number}: {broken}")
         if self.command == "joint":
             self._control = JointControl(self._arm)
         return self._observation(), self._info()
@@ -166,6 +169,9 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         low, high = self.action_space.low, self.action_space.high  # type: ignore[attr-defined]
         action = np.clip(action, low, high)
         self._advance(action[:-1], float(action[-1]))
+        if any(self.data.warning[kind].number for kind in DIVERGED):  # and MuJoCo has put all back
+            self.init_state = -1
+            raise RuntimeError(f"{self.task}: the simulation diverged after {self.steps} steps")
         self.steps += 1
         self.success = bool(self._sim._check_success())
         truncated = not self.success and self.steps >= self.limit
@@ -188,7 +194,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def robot_card(self) -> dict[str, Any]:
         """What a policy must know about this body: names, limits, rate, and what commands are relative to."""
-        return panda_card(self.command, self.cameras, self.protocol.flip)
+        return panda_card(self.command, self.cameras, self.protocol.flip, self.protocol.visuals)
 
     def joints(self) -> np.ndarray:
         """(7,) positions of this moment."""

@@ -112,10 +112,10 @@ class Expert(Skills):
         sign = np.sign(further - nearer) if kind != "close" else np.sign(low + high - 2 * now)
         wanted = nearer + sign * BEYOND[kind]
         return Joint(
-            index, int(model.jnt_bodyid[index]), float(wanted), lambda: self._past(index, wanted, sign, goal)
+            index, int(model.jnt_bodyid[index]), float(wanted), lambda: self._past(index, wanted, sign)
         )
 
-    def _past(self, index: int, wanted: float, sign: float, goal: Goal) -> bool:
+    def _past(self, index: int, wanted: float, sign: float) -> bool:
         now = float(self.env.data.qpos[self.env.model.jnt_qposadr[index]])
         return sign * (now - wanted) >= 0
 
@@ -127,8 +127,7 @@ def ordered(sim: Any) -> list[Goal]:
     def rank(goal: Goal) -> tuple[int, int]:
         kind = goal[0]
         if kind == "close":
-            filled = any(other[0] == "in" and goal[1] in other[2] for other in goals)
-            return (3 if filled or any(g[0] == "in" for g in goals) else 0), 0
+            return (3 if any(other[0] == "in" for other in goals) else 0), 0
         depth = sum(1 for other in goals if len(other) == 3 and len(goal) == 3 and other[1] == goal[2])
         return {"turnon": 1, "turnoff": 1, "open": 1}.get(kind, 2), depth
 

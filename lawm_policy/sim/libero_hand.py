@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from lawm_policy.sim.libero_env import LiberoEnv, axis_angle
-from lawm_policy.sim.libero_grasps import nearest
 from lawm_policy.sim.libero_scene import Scene
 
 Moves = Iterator[None]
@@ -254,6 +253,3 @@ class Hand:
             moved |= change > 0.002
             if change < 0.0015 and (moved or count >= 2):
                 return
-
-    def level_yaw(self, yaw: float, period: float = 2 * np.pi) -> float:
-        return nearest(yaw, self.yaw, period)

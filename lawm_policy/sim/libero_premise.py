@@ -24,6 +24,8 @@ BESIDE = 0.05  # metres outside its region, or off the middle of what carries it
 class BrokenPremise(RuntimeError):
     """The episode cannot begin: its initial state does not hold."""
 
+    harmless = True  # the next one can, in the same environment
+
 
 class Premise:
     """Of one task, on one simulation (LIBERO's domain object)."""

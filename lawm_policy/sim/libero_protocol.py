@@ -66,7 +66,11 @@ class LiberoProtocol:
                 f"expected visuals among {', '.join(VISUALS)}, a flip among {', '.join(FLIPS)} and a limit a "
                 f"suite, found {self.visuals!r}, {self.flip!r}, {dict(self.limits)}: correct the protocol"
             )
-        _ = self.factor, self.perturbations
+        if self.initial.startswith("wide"):
+            object.__setattr__(self, "initial", f"wide:{self.factor:g}")
+        told = "+".join(f"{axis}:{grade}" for axis, grade in sorted(self.perturbations.items()))
+        object.__setattr__(self, "perturb", told)
+        _ = self.factor
         object.__setattr__(self, "limits", MappingProxyType(dict(self.limits)))
         object.__setattr__(self, "cameras", MappingProxyType(dict(self.cameras)))
 
@@ -197,11 +201,12 @@ def choose(suite: str, words: str) -> tuple[str, ...]:
 
 def libero_suite(name: str) -> Suite:
     """One of LIBERO's suites, as "libero_object" or "libero_object@openvla+lite"."""
-    from lawm_policy.sim.libero_assets import PINNED
+    from lawm_policy.sim.libero_assets import PINNED, described
     from lawm_policy.sim.protocol import Suite
 
     suite, _, words = name.partition("@")
     rules = protocol_named(words or "lawm")
+    told = rules.to_json() | {"limits": {suite: rules.limits.get(suite)}, "assets": described()}
     return Suite(
         name=suite,
         limits=dict.fromkeys(task_names(suite), rules.limits[suite]),
@@ -212,7 +217,7 @@ def libero_suite(name: str) -> Suite:
         simulators=("lawm-policy", *PINNED),
         settle_steps=rules.settle_steps,
         robot={"embodiment": "panda", "command": "ee"},
-        rules={"flip": rules.flip, "libero": rules.to_json()},
+        rules={"flip": rules.flip, "libero": told},
         stored_states=STORED_STATES if rules.factor is None else None,
         slow_tasks=True,
     )

@@ -13,6 +13,8 @@ JOINTS = tuple(f"joint{k}" for k in range(1, 8))
 HAND = ("eef_x", "eef_y", "eef_z", "eef_ax", "eef_ay", "eef_az", "finger1", "finger2")
 STATE = (*HAND, *JOINTS)
 JOINTS_AT = tuple(range(len(HAND), len(STATE)))
+JOINT_KP = 900.0  # 1/s^2: an arm that follows its targets as position-controlled arms do (30 rad/s)
+JOINT_CONTROLLER = f"joint PD, {JOINT_KP:g}/s^2, critically damped"
 JOINT_LIMITS = (
     (-2.8973, 2.8973),
     (-1.7628, 1.7628),
@@ -24,7 +26,7 @@ JOINT_LIMITS = (
 )
 
 
-def panda_card(command: str, cameras: Sequence[str], flip: str) -> dict[str, Any]:
+def panda_card(command: str, cameras: Sequence[str], flip: str, visuals: str = "exact") -> dict[str, Any]:
     """The robot card. `command` "ee": moves of the hand in [-1, 1]^6; "joint": absolute joint targets."""
     joint = command == "joint"
     limits = JOINT_LIMITS if joint else ((-1.0, 1.0),) * len(POSE)
@@ -38,8 +40,15 @@ def panda_card(command: str, cameras: Sequence[str], flip: str) -> dict[str, Any
         "relative_to": [*(JOINTS_AT if joint else (None,) * len(POSE)), None],
         "limits": [list(pair) for pair in (*limits, (-1.0, 1.0))],
         # where the state has the joints, so that demonstrations of either kind of command give the other
-        "joints": {"names": list(JOINTS), "at": list(JOINTS_AT), "limits": [list(p) for p in JOINT_LIMITS]},
+        "joints": {
+            "names": list(JOINTS),
+            "at": list(JOINTS_AT),
+            "limits": [list(pair) for pair in JOINT_LIMITS],
+            "controller": JOINT_CONTROLLER,
+        },
         "gripper": {"open": -1.0, "closed": 1.0},
         "cameras": list(cameras),
+        "controller": JOINT_CONTROLLER if joint else "OSC_POSE",
         "flip": flip,
+        "visuals": visuals,
     }

@@ -1,4 +1,4 @@
-"""What LIBERO's scripted experts can do: pick, place, push, open and close drawers and doors, turn knobs.
+"""What LIBERO's scripted experts can do: pick, place, push, open and close drawers, turn knobs.
 
 Each skill is a motion of the hand that knows shapes and joints, and no task.
 """
@@ -168,7 +168,7 @@ class Skills(Hand):
         outward = self._way(joint)
         bar = self._bar(joint, outward)
         along = bar.turns_N33[0][:, int(bar.halves_N3[0].argmax())]
-        tilt = self._tilt(bar.places_N3[0], outward)
+        tilt = np.radians(75)  # from straight down
         pointing = -np.sin(tilt) * outward + np.array([0, 0, -np.cos(tilt)])
         axis = np.cross(along, pointing)
         axis = axis / np.linalg.norm(axis)
@@ -192,10 +192,6 @@ class Skills(Hand):
         away = self.here - 0.08 * pointing + 0.03 * outward
         yield from self.slide(Pose(away, turn), near=0.02)
 
-    def _tilt(self, bar_3: np.ndarray, outward: np.ndarray) -> float:
-        """From straight down."""
-        return np.radians(75)
-
     def close_drawer(self, joint: Joint) -> Moves:
         """Pushed at its handle by the closed fingers."""
         inward = self._way(joint)
@@ -211,8 +207,6 @@ class Skills(Hand):
         place = bar.places_N3[0]
         self.gripper = CLOSED
         yield from self.fly(Pose(place - 0.06 * inward, turn), near=0.015)
-        start, value = self.here, self._value(joint)
-        del start, value
 
         def onward() -> Pose:
             left = abs(joint.wanted - self._value(joint))

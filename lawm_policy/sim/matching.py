@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+from lawm_policy.sim.libero_premise import BrokenPremise
 from lawm_policy.sim.protocol import Actor, Suite
 from lawm_policy.types import UserError
 
-MENDS = {"flip": "evaluate it with a protocol whose images are turned as those that it learnt from"}
+MENDS = {
+    "flip": "evaluate it with a protocol whose images are turned as those that it learnt from",
+    "visuals": "evaluate it with images drawn as those that it learnt from (@lawm+lite, or without lite)",
+}
 
 
 def make_env(suite: Suite, actor: Actor, distractors: int = 0) -> Any:
@@ -34,12 +39,12 @@ def check_match(suite: Suite, actor: Actor, distractors: int = 0) -> dict[str, A
     except (KeyError, ValueError) as error:
         raise UserError(f"expected a robot of suite {suite.name}, found the policy's ({error})") from error
     try:
-        env.reset(
-            seed=0, options={"task": next(iter(suite.limits))}
-        )  # renders: no OpenGL is known here, not later
+        with suppress(BrokenPremise):  # this state need not be among those that are asked for
+            # It renders: no OpenGL is known here, not later.
+            env.reset(seed=0, options={"task": next(iter(suite.limits))})
         card = dict(env.robot_card())
         policys = actor.robot or {}
-        for key in ("action_names", "rate", "flip"):
+        for key in ("action_names", "rate", "flip", "visuals"):
             theirs = policys.get(key, card.get(key))
             if theirs != card.get(key):
                 raise UserError(

@@ -171,7 +171,7 @@ def describe(suite: Suite, actor: Actor, card: Mapping[str, Any], execute: int, 
         "resolution": actor.size,
         "flip": False,
         "execute": execute,
-        "control": {key: card.get(key) for key in ("embodiment", "command", "rate")},
+        "control": {key: card[key] for key in ("embodiment", "command", "rate", "controller") if key in card},
         "visuals": {"distractors": distractors},
         "versions": {name: version(name) for name in suite.simulators},
         **suite.rules,
@@ -192,7 +192,8 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
 
 
 def grid(tasks: Sequence[str], episodes: int, first: int, seed: int) -> list[Episode]:
-    """Initial state by initial state, so that an unfinished run covers all tasks alike."""
+    """Initial state by initial state, so that an unfinished run covers all tasks alike (but where a task's
+    first episode takes long: there workers finish one after the other)."""
     return [Episode(task, first + i, seed) for i in range(episodes) for task in tasks]
 
 

@@ -1,13 +1,15 @@
 """Simulators in worker processes: jobs in, results out, whatever happens to a worker.
 
 A worker is a fresh (spawned) process, so it owns its GL context, its policy and its threads.
-It calls `setup(**arguments)` once, which returns the function that does one job. Its death or
-silence costs one retry of one job, never the run; an exception in a job is that job's error.
+It calls `setup(**arguments)` once, which returns the function that does one job. Its death or silence
+costs one retry of one job, never the run. An exception in a job is that job's error, and costs the worker a
+new set-up (after `close` of what it had), but where the exception says that it is `harmless`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -61,8 +63,11 @@ def run_jobs(
                 outcome = Outcome(index, work(job))
             except Exception as error:
                 outcome = Outcome(index, error=one_line(error))
-                work = load_function(setup)(**arguments)  # as a worker does: nothing leaks
+                if not getattr(error, "harmless", False):  # as a worker does: nothing leaks
+                    _end(work)
+                    work = load_function(setup)(**arguments)
             yield outcome
+        _end(work)
         return
     kinds = [kind(job) if kind else None for job in jobs]
     pool = _Pool(setup, arguments, jobs, kinds, min(workers, len(jobs)), job_seconds, setup_seconds)
@@ -70,6 +75,14 @@ def run_jobs(
         yield from pool.run()
     finally:
         pool.close()
+
+
+def _end(work: Any) -> None:
+    """Lets go of what it holds (simulators, GL contexts) now: not when the collector comes by."""
+    close = getattr(work, "close", None)
+    if close is not None:
+        close()
+    gc.collect()
 
 
 def load_function(spec: str) -> Any:
@@ -229,11 +242,12 @@ def _serve(pipe: Connection, setup: str, arguments: dict[str, Any]) -> None:
         while True:
             _, job = pipe.recv()
             try:
-                answer = ("result", work(job))
+                answer, spoilt = ("result", work(job)), False
             except Exception as error:
-                answer = ("error", one_line(error))
+                answer, spoilt = ("error", one_line(error)), not getattr(error, "harmless", False)
             pipe.send(answer)
-            if answer[0] == "error":  # what a failed job leaves behind must not reach the next one
+            if spoilt:  # what a failed job leaves behind must not reach the next one
+                _end(work)
                 del work
                 work = load_function(setup)(**arguments)
 

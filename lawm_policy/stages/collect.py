@@ -11,6 +11,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -24,6 +25,7 @@ from lawm_policy.data.video import write_video
 from lawm_policy.runs import check_out
 from lawm_policy.sim.experts_tabletop import Rollout, play, rollout
 from lawm_policy.sim.kinematics import load_chain
+from lawm_policy.sim.libero_premise import BrokenPremise
 from lawm_policy.sim.libero_protocol import TASK_COUNTS
 from lawm_policy.sim.protocol import SPLITS
 from lawm_policy.sim.tabletop_env import CONTROL_HZ, TabletopEnv
@@ -151,6 +153,8 @@ def run(args: CollectArgs) -> int:
 def _resolved(args: CollectArgs) -> CollectArgs:
     """With what was left out."""
     if args.suite == TABLETOP:
+        if args.protocol != collect_libero.PROTOCOL:
+            raise UserError(f"expected --protocol with LIBERO alone, found {args.protocol}: leave it out")
         return replace(
             args,
             embodiment=args.embodiment or "arm6",
@@ -213,7 +217,8 @@ def _check_rendering(args: CollectArgs) -> None:
     """One image before anything is written: a machine without OpenGL is known here, not in each episode."""
     env = _open_env(args)
     try:
-        env.reset(seed=args.seed)
+        with suppress(BrokenPremise):  # told of its slot when that comes
+            env.reset(seed=args.seed)
     finally:
         env.close()
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lawm_policy.sim.libero_protocol import LiberoProtocol, choose, protocol_named
+from lawm_policy.sim.libero_robot import CONTROL_HZ
 from lawm_policy.sim.protocol import SPLITS
 from lawm_policy.types import UserError
 
@@ -42,8 +43,15 @@ def check(args: CollectArgs) -> list[Slot]:
         raise UserError(f"expected --size 64, 128 or 256 for LIBERO, found {args.size}: choose one")
     if args.embodiment != EMBODIMENT:
         raise UserError(f"expected --embodiment panda for LIBERO, found {args.embodiment}: leave it out")
-    if args.play or args.distractors:
-        raise UserError("expected neither --play nor --distractors for LIBERO: the tabletop has them")
+    if args.play or args.distractors or args.shared_scenes:
+        raise UserError(
+            "expected no --play, --distractors or --shared-scenes for LIBERO: the tabletop has them"
+        )
+    if "distractors" in rules_of(args).perturbations:
+        raise UserError(
+            f"expected a protocol without distractors to collect, found {args.protocol}: "
+            "the experts take them for the table; perturb when you evaluate"
+        )
     if args.command != "ee":
         raise UserError(
             "expected hand commands for LIBERO, found --command joint: leave it out, and fine-tune with "
@@ -85,7 +93,7 @@ def performer(args: CollectArgs, attempts: int) -> Callable[[Slot], tuple[Rollou
     from lawm_policy.sim.libero_premise import BrokenPremise
 
     envs: OrderedDict[str, LiberoEnv] = OrderedDict()
-    stride = 20 // args.fps
+    stride = CONTROL_HZ // args.fps
 
     def env_of(task: str) -> LiberoEnv:
         if task not in envs:

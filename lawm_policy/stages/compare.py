@@ -88,6 +88,11 @@ def compare(side_a: Sequence[Path], side_b: Sequence[Path], *, across: bool = Fa
                 "evaluate alike, or add --across"
             )
         unlike |= dict.fromkeys(found)
+        if starts := [line for line in found if line.startswith("libero.initial")]:
+            raise UserError(
+                f"expected episodes from the same starts, found other {starts[0]} in {side_a[0]} and "
+                f"{folder}: the same number is not the same start there, so nothing can be paired"
+            )
     seeds = [_pair(a, b) for a, b in zip(side_a, side_b, strict=True)]
     shared = [pair for seed in seeds for pair in seed["pairs"]]
     if not shared:
@@ -112,7 +117,7 @@ def compare(side_a: Sequence[Path], side_b: Sequence[Path], *, across: bool = Fa
     }
     if len(per_seed) > 1:
         result["over_seeds"] = stats.seed_difference(result["seeds"]).to_json()
-    result["verdict"] = verdict(result)
+    result["verdict"] = verdict(result) + (" Their protocols differ." if unlike else "")
     return result
 
 

@@ -235,6 +235,7 @@ def begin(
             "instruction": instruction,
         }
 
+    work.close = env.close  # type: ignore[attr-defined]
     return work
 
 

@@ -124,7 +124,7 @@ def hostile_demos():
         "soft link": (lambda d: soft(d, "actions"), "actions is a link to elsewhere"),
         "virtual": (lambda d: virtual(d, "actions"), "keeps its values in another file"),
         "external storage": (lambda d: external(d, "actions"), "keeps its values in another file"),
-        "huge": (lambda d: huge(d, "actions"), "actions has 1000000000 rows"),
+        "huge": (lambda d: huge(d, "actions"), "52 GB"),
         "nan": (lambda d: put(d, "actions", nan), "not finite"),
         "text": (lambda d: put(d, "actions", [b"a"]), "expected rows of 7 numbers"),
         "group": (lambda d: (drop(d, "actions"), d.create_group("actions")), "actions is not a dataset"),
@@ -148,6 +148,24 @@ def test_what_is_broken_or_hostile_is_listed_and_the_rest_imported(tmp_path, cap
     report = json.loads((tmp_path / "store" / "import_report.json").read_text())
     assert [f["file"] for f in report["failed"]] == ["a_demo.hdf5:demo_1"] and report["imported"] == 2
     assert [e.source[-1] for e in EpisodeStore.open(tmp_path / "store").episodes] == ["0", "2"]
+
+
+def test_descriptions_of_any_kind_are_survived(tmp_path):
+    strange = {"macros_image_convention": np.array(["opencv", "x"], dtype=h5py.string_dtype())}
+    write_hdf5(tmp_path / "a_demo.hdf5", [made_demo()], "a \ud800 cup", **strange)
+    assert run_import(tmp_path / "store", tmp_path / "a_demo.hdf5", size=32) == 0
+    assert EpisodeStore.open(tmp_path / "store").episodes[0].text == "a ? cup"
+
+
+def test_an_import_goes_on_as_what_it_is(tmp_path, capsys):
+    """Images turned otherwise are another robot card: a store never holds both."""
+    write_hdf5(tmp_path / "files" / "a_demo.hdf5", [made_demo()])
+    assert run_import(tmp_path / "store", tmp_path / "files", size=32) == 0
+    write_hdf5(tmp_path / "files" / "b_demo.hdf5", [made_demo(seed=1)])
+    assert run_import(tmp_path / "store", tmp_path / "files", "--rotate", "--resume", size=32) == 2
+    assert "found another (flip)" in capsys.readouterr().err
+    assert run_import(tmp_path / "store", tmp_path / "files", "--resume", size=32) == 0
+    assert len(EpisodeStore.open(tmp_path / "store").episodes) == 2
 
 
 def test_files_that_cannot_be_opened(tmp_path, capsys):

@@ -52,7 +52,11 @@ def test_a_suite_carries_its_protocol():
     suite = protocol.suite_named("libero_goal@openvla+lite")
     assert suite.name == "libero_goal" and suite.settle_steps == 10
     assert set(suite.limits.values()) == {300} and len(suite.limits) == 10
-    assert suite.rules["libero"]["visuals"] == "lite"
+    assert suite.rules["libero"]["visuals"] == "lite" and suite.rules["libero"]["limits"] == {
+        "libero_goal": 300
+    }
+    assert suite.rules["libero"]["assets"]["state"] in ("complete", "approximated", "missing", "damaged")
+    assert protocol_named("lawm+wide:3.0+light:1+camera:2") == protocol_named("lawm+camera:2+light:1+wide:3")
     assert {"hf-libero", "robosuite", "bddl", "mujoco"} <= set(suite.simulators)
     assert protocol.suite_named("libero_goal").rules["libero"]["name"] == "lawm"
 

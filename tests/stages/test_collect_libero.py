@@ -27,7 +27,7 @@ def ask(out, **more):
         ({"tasks": "10"}, "0-9, found '10'"),
         ({"size": 96}, "--size 64, 128 or 256"),
         ({"embodiment": "hand"}, "--embodiment panda"),
-        ({"play": 2}, "neither --play nor --distractors"),
+        ({"play": 2}, "no --play, --distractors"),
         ({"command": "joint"}, "--set data.command=joint"),
         ({"protocol": "lawm+lite"}, "the stored states are what everybody tests on"),
         ({"protocol": "lawn+fresh"}, "did you mean 'lawm'"),
@@ -53,7 +53,7 @@ def test_demonstrations_are_complete(demos):
     store = EpisodeStore.open(demos)
     assert {e.task for e in store.episodes} == {"libero_object-0"} and len(store.episodes) >= 4
     assert store.episodes[0].text == "pick up the alphabet soup and place it in the basket"
-    assert store.robot == panda_card("ee", ("front", "wrist"), "none") and store.state_names == STATE
+    assert store.robot == panda_card("ee", ("front", "wrist"), "none", "lite") and store.state_names == STATE
     assert store.fps == 20 and store.cameras == {"front": (64, 64), "wrist": (64, 64)}
     for episode in store.episodes:
         state, action = store.state(episode.index), store.actions(episode.index)

@@ -113,6 +113,13 @@ def test_across_protocols_is_allowed_by_a_flag_and_marked(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(f"Other protocols! {line}" in printed for line in told)
     assert compare.compare([a], [a], across=True)["protocols_differ"] == []
+    assert "Their protocols differ" in printed
+    for folder, initial in ((a, "fresh"), (b, "wide:3")):
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["protocol"]["libero"] = {"initial": initial}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(UserError, match=r"the same starts, found other libero\.initial"):
+        compare.compare([a], [b], across=True)
 
 
 def test_difference_names_the_first_key():

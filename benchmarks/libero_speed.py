@@ -28,6 +28,7 @@ from harness import Target, interval_of_median, write_result
 EXECUTE, PIXELS, SETTLE, LIMIT = 8, 128, 5, 300
 PROTOCOL = "lawm"
 SIDES = ("LIBERO's own", "exact", "lite")
+RAW = "raw.json"
 CUT = 4  # in one episode of so many the commands end halfway, and the episode runs to its limit
 
 
@@ -43,6 +44,8 @@ class Args:
     """played one after the other"""
     episodes: int = 12
     """a task"""
+    resume: bool = False
+    """keep the episodes that raw.json in --out holds, and measure the parts alone"""
     memory: int = 200
     """episodes on one worker while its memory is watched"""
 
@@ -139,11 +142,11 @@ class Ordinary:
 
     def parts(self) -> dict[str, float]:
         """Milliseconds of a control step without images, and of one image."""
-        env: Any = self.env
-        sim = env.env.sim
-        image = _milliseconds(lambda: sim.render(camera_name="agentview", width=PIXELS, height=PIXELS), 12)
-        step = _milliseconds(lambda: env.step(np.zeros(7)), 12)
-        return {"step": step - 2 * image, "image": image}
+        both = _milliseconds(lambda: self.env.step(np.zeros(7)), 16)
+        for name in ("agentview_image", "robot0_eye_in_hand_image"):
+            self.env.env.modify_observable(name, "enabled", False)
+        step = _milliseconds(lambda: self.env.step(np.zeros(7)), 16)
+        return {"step": step, "image": (both - step) / 2}
 
 
 class Ours:
@@ -189,7 +192,7 @@ class Ours:
         still = np.array([0, 0, 0, 0, 0, 0, -1.0])
         return {
             "step": _milliseconds(lambda: env.step(still), 40),
-            "image": _milliseconds(lambda: env._image("front"), 12),
+            "image": _milliseconds(lambda: [self.env._image(camera) for camera in self.env.cameras], 16) / 2,
         }
 
     def record(self, tasks: tuple[str, ...], episodes: int) -> dict[tuple[str, int], np.ndarray]:
@@ -274,9 +277,12 @@ def main(args: Args) -> None:
     started = time.monotonic()
     tasks, episodes = (args.tasks[:1], 2) if args.quick else (args.tasks, args.episodes)
     core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    recorder = Side(SIDES[-1], core)  # a process apart: it makes, and so warms, the same environments
-    commands = recorder.do("record", tasks, episodes)[1]
-    recorder.close()
+    kept = json.loads((args.out / RAW).read_text()) if args.resume else None
+    commands: dict[tuple[str, int], np.ndarray] = {}
+    if kept is None:
+        recorder = Side(SIDES[-1], core)  # a process apart: it makes, and so warms, the same environments
+        commands = recorder.do("record", tasks, episodes)[1]
+        recorder.close()
     sides = [Side(name, core) for name in SIDES]
     made: dict[str, list[float]] = {name: [] for name in SIDES}
     played: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
@@ -284,7 +290,7 @@ def main(args: Args) -> None:
     for task in tasks:
         for side in sides:
             made[side.name].append(side.do("make", task)[0])
-        for state in range(episodes):
+        for state in range(episodes if kept is None else 0):
             for k in range(len(sides)):  # who is first changes
                 side = sides[(k + state) % len(sides)]
                 seconds, found = side.do("play", state, commands[task, state])
@@ -292,12 +298,15 @@ def main(args: Args) -> None:
         for side in sides:
             parts[side.name].append(side.do("parts")[1])
     same = tuple(t for t in tasks if t.startswith(tasks[0].rpartition("-")[0]))
-    megabytes = sides[-1].do("memory", same, 20 if args.quick else args.memory)[1]
+    if kept is None:
+        megabytes = sides[-1].do("memory", same, 20 if args.quick else args.memory)[1]
+    else:
+        made, played, megabytes = kept["made"], kept["played"], kept["megabytes"]
     for side in sides:
         side.close()
     args.out.mkdir(parents=True, exist_ok=True)
     raw = {"made": made, "played": played, "parts": parts, "megabytes": [round(m, 1) for m in megabytes]}
-    (args.out / "raw.json").write_text(json.dumps(raw, indent=0) + "\n")
+    (args.out / RAW).write_text(json.dumps(raw, indent=0) + "\n")
     rows, targets = judge(made, played, parts, megabytes)
     write_result(
         args.out,

@@ -25,6 +25,8 @@ import numpy as np
 import tyro
 from harness import Target, interval_of_median, write_result
 
+from lawm_policy.sim import libero_assets
+
 EXECUTE, PIXELS, SETTLE, LIMIT = 8, 128, 5, 300
 PROTOCOL = "lawm"
 SIDES = ("LIBERO's own", "exact", "lite")
@@ -275,6 +277,7 @@ class Side:
 
 def main(args: Args) -> None:
     started = time.monotonic()
+    libero_assets.check_ready()
     tasks, episodes = (args.tasks[:1], 2) if args.quick else (args.tasks, args.episodes)
     core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     kept = json.loads((args.out / RAW).read_text()) if args.resume else None
@@ -319,7 +322,8 @@ def main(args: Args) -> None:
         f"executed, two cameras at {PIXELS} px, limit {LIMIT}. Making the environment counts, once a task. A "
         "ratio's interval is that of the median of the ratios of single episodes. `ladder` takes one change "
         "after the other from LIBERO's way to ours, computed from the measured parts for an episode of mean "
-        "length.",
+        f"length. LIBERO: {', '.join(f'{k} {v}' for k, v in libero_assets.versions().items())}, assets "
+        f"{libero_assets.described()['state']}.",
     )
 
 

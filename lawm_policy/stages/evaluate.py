@@ -33,9 +33,10 @@ from lawm_policy.sim.protocol import (
     Actor,
     Episode,
     Record,
+    Suite,
     suite_named,
 )
-from lawm_policy.sim.workers import load_function, run_jobs
+from lawm_policy.sim.workers import Outcome, load_function, run_jobs
 from lawm_policy.types import UserError
 
 FILM_HZ, FILM_PIXELS = 10, 128
@@ -127,14 +128,7 @@ def run(args: EvaluateArgs) -> int:
         }
         jobs = [(cell, cell.init_state < first + args.video) for cell in missing]
         with _threads_kept(), progress("eval", len(cells), unit="episodes", done=len(done)) as bar:
-            for outcome in run_jobs(
-                "lawm_policy.stages.evaluate:begin",
-                arguments,
-                jobs,
-                workers=args.workers,
-                job_seconds=args.job_seconds,
-                kind=_task if suite.slow_tasks else None,
-            ):
+            for outcome in _outcomes(args, arguments, jobs, suite):
                 cell = missing[outcome.index]
                 played = outcome.result or {"success": None, "steps": 0, "seconds": 0.0, "instruction": ""}
                 record = Record(
@@ -154,7 +148,7 @@ def run(args: EvaluateArgs) -> int:
             numbers,
             complete=True,
         )
-        _film_failures(args, arguments, done)
+        _film_failures(args, arguments, done, suite)
     show(numbers, args.out)
     failed = [record for record in done if record.error is not None]
     for record in failed[:ERRORS_SHOWN]:
@@ -164,7 +158,20 @@ def run(args: EvaluateArgs) -> int:
     return 1 if numbers["all"]["errors"] else 0
 
 
-def _film_failures(args: EvaluateArgs, arguments: dict[str, Any], done: list[Record]) -> None:
+def _outcomes(
+    args: EvaluateArgs, arguments: dict[str, Any], jobs: list[tuple[Episode, bool]], suite: Suite
+) -> Iterator[Outcome]:
+    return run_jobs(
+        "lawm_policy.stages.evaluate:begin",
+        arguments,
+        jobs,
+        workers=args.workers,
+        job_seconds=args.job_seconds,
+        kind=_task if suite.slow_tasks else None,
+    )
+
+
+def _film_failures(args: EvaluateArgs, arguments: dict[str, Any], done: list[Record], suite: Suite) -> None:
     """Plays failures again, which fail again in the same way, and says so where one does not."""
     if not args.failures:
         return
@@ -172,14 +179,7 @@ def _film_failures(args: EvaluateArgs, arguments: dict[str, Any], done: list[Rec
     wanted = [r for r in wanted if not (there / film_name(r.episode)).exists()][: args.failures]
     jobs = [(record.episode, True) for record in wanted]
     with _threads_kept(), progress("film", len(jobs), unit="failures") as bar:
-        for outcome in run_jobs(
-            "lawm_policy.stages.evaluate:begin",
-            arguments,
-            jobs,
-            workers=args.workers,
-            job_seconds=args.job_seconds,
-            kind=_task,
-        ):
+        for outcome in _outcomes(args, arguments, jobs, suite):
             record, again = wanted[outcome.index], outcome.result or {}
             if (again.get("success"), again.get("steps")) != (record.success, record.steps):
                 found = outcome.error or f"{again['steps']} steps"

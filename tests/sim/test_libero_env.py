@@ -285,7 +285,8 @@ def test_a_state_that_does_not_hold_is_no_episode(env):
 
 
 @pytest.mark.libero
-def test_a_simulation_that_diverges_is_an_error_and_no_failure(env):
+def test_a_simulation_that_diverges_is_an_error_and_no_failure(env, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes its log where one stands
     env.reset(seed=0)
     env.data.qvel[:] = 1e12
     with pytest.raises(RuntimeError, match="diverged after 0 steps"):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
-from harness import Target, write_result
+from harness import Target, read_journal, write_result
 
 import lawm_policy.sim
 from lawm_policy.console import progress
@@ -28,7 +28,6 @@ from lawm_policy.sim.tabletop_env import TabletopEnv
 from lawm_policy.sim.tabletop_tasks import TASKS
 from lawm_policy.sim.workers import run_jobs
 from lawm_policy.stats import wilson
-from lawm_policy.types import UserError
 
 FIRST_SEED = 300_000  # scenes that no training, validation or test uses, and no expert was tuned on
 EPISODES = "episodes.jsonl"
@@ -102,7 +101,9 @@ def main(args: Args) -> None:
     scenes = 10 if args.quick else args.scenes
     seeds = range(FIRST_SEED, FIRST_SEED + scenes)
     code = code_hash()
-    done = _read(out / EPISODES, code)
+    done = {
+        (line["embodiment"], line["task"], line["seed"]): line for line in read_journal(out / EPISODES, code)
+    }
     jobs = []
     for embodiment in args.embodiments.split(","):
         for task in TASKS:
@@ -123,18 +124,6 @@ def main(args: Args) -> None:
             bar.advance()
     _report(args, list(seeds), done, code)
     (out / EPISODES).unlink()
-
-
-def _read(path: Path, code: str) -> dict[tuple[str, str, int], dict[str, Any]]:
-    """Episodes of an earlier run; a last line that was torn by a crash is dropped."""
-    if not path.exists():
-        return {}
-    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
-    path.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
-    found = [json.loads(line) for line in whole]
-    if any(line["code"] != code for line in found):
-        raise UserError(f"expected episodes of code {code} in {path}, found others: give a new --out")
-    return {(line["embodiment"], line["task"], line["seed"]): line for line in found}
 
 
 def _report(

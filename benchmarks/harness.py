@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lawm_policy.runs import hardware, versions, write_text
+from lawm_policy.types import UserError
 
 
 @dataclass(frozen=True)
@@ -112,3 +113,15 @@ def show(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return " to ".join(show(v) for v in value) if len(value) == 2 else ", ".join(show(v) for v in value)
     return str(value)
+
+
+def read_journal(path: Path, code: str) -> list[dict[str, Any]]:
+    """Lines of an earlier run of the same code; a last line that was torn by a crash is dropped."""
+    if not path.exists():
+        return []
+    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
+    path.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
+    found = [json.loads(line) for line in whole]
+    if any(line["code"] != code for line in found):
+        raise UserError(f"expected episodes of code {code} in {path}, found others: give a new --out")
+    return found

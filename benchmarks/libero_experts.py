@@ -20,14 +20,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
-from harness import Target, write_result
+from harness import Target, read_journal, write_result
 
 import lawm_policy.sim
 from lawm_policy.console import progress
 from lawm_policy.sim.libero_protocol import TASK_COUNTS, protocol_named, task_names
 from lawm_policy.sim.workers import run_jobs
 from lawm_policy.stats import wilson
-from lawm_policy.types import UserError
 
 EPISODES = "episodes.jsonl"
 KINDS = {"stored": "", "fresh": "+fresh"}  # initial states, and what the protocol's name says of them
@@ -123,7 +122,7 @@ def main(args: Args) -> None:
     tasks = [task for suite in suites for task in task_names(suite)[: 2 if args.quick else None]]
     states = range(2 if args.quick else args.states)
     code = code_hash()
-    done = _read(out / EPISODES, code)
+    done = {(line["task"], line["kind"], line["state"]): line for line in read_journal(out / EPISODES, code)}
     jobs = []
     for task in tasks:
         for kind in KINDS:
@@ -149,18 +148,6 @@ def main(args: Args) -> None:
             bar.advance()
     _report(args, tasks, list(states), done, code)
     (out / EPISODES).unlink()
-
-
-def _read(path: Path, code: str) -> dict[tuple[str, str, int], dict[str, Any]]:
-    """Episodes of an earlier run; a last line that was torn by a crash is dropped."""
-    if not path.exists():
-        return {}
-    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
-    path.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
-    found = [json.loads(line) for line in whole]
-    if any(line["code"] != code for line in found):
-        raise UserError(f"expected episodes of code {code} in {path}, found others: give a new --out")
-    return {(line["task"], line["kind"], line["state"]): line for line in found}
 
 
 def _report(

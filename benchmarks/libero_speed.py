@@ -97,17 +97,20 @@ def serve(pipe: Connection, side: str, core: int) -> None:
         pipe.send((time.perf_counter() - began, found))
 
 
-class Ordinary:
-    """OffScreenRenderEnv as LIBERO's own evaluation uses it: made once a task, drawn at every step."""
+class Player:
+    """What both ways of playing begin with."""
 
     def __init__(self, side: str) -> None:
-        from lawm_policy.sim.libero_assets import prepare
-
-        prepare()
+        self.protocol = PROTOCOL + ("+lite" if side == "lite" else "")
+        libero_assets.prepare()
         import libero.libero.envs  # noqa: F401  (seconds, once a process: nobody's episode)
 
         self.policy = Policy()
         self.env: Any = None
+
+
+class Ordinary(Player):
+    """OffScreenRenderEnv as LIBERO's own evaluation uses it: made once a task, drawn at every step."""
 
     def make(self, task: str) -> None:
         from libero.libero.envs import OffScreenRenderEnv
@@ -151,17 +154,7 @@ class Ordinary:
         return {"step": step, "image": (both - step) / 2}
 
 
-class Ours:
-    def __init__(self, side: str) -> None:
-        self.protocol = PROTOCOL + ("+lite" if side == "lite" else "")
-        from lawm_policy.sim.libero_assets import prepare
-
-        prepare()
-        import libero.libero.envs  # noqa: F401
-
-        self.policy = Policy()
-        self.env: Any = None
-
+class Ours(Player):
     def make(self, task: str) -> None:
         from lawm_policy.sim.libero_env import LiberoEnv
 

@@ -1,6 +1,7 @@
 # Every target does the set-up it needs; a second run of `make setup` does nothing.
 #   make setup        .venv from requirements.lock; TORCH=cuda, EXTRAS="libero ray rerun" for more than the default
-#   make libero       LIBERO too: its simulation beside our torch, and its assets (or what is left to do about them)
+#   make libero       LIBERO too: its simulation beside our torch, and its assets (or what is left to do about them);
+#                     EXTRAS="ray" for more beside it
 #   make quickstart   the whole story at toy size; ends in a report
 #   make check        lint, types, quick tests: under three minutes
 #   make test         lint, types, every test but the long campaigns

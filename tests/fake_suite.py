@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import gymnasium
 import numpy as np
 
+from lawm_policy.policies.ensembling import Ensemble
 from lawm_policy.sim.protocol import Suite
 from lawm_policy.types import UserError
 
@@ -116,6 +117,29 @@ class Bad(Walker):
         return super().act(observation)
 
 
+class Crowd:
+    """Walks to the goals that it sees, many at a time. `run` is how many, or "raise" at the task `other`."""
+
+    cameras, size, execute, robot, sha256 = ("front",), 8, 4, CARD, "crowd"
+
+    def __init__(self, run=""):
+        self.run, self.ensemble = run, Ensemble(0.0, 1, 4)
+
+    def reset(self):
+        self.ensemble = self.ensemble.fresh()
+
+    def act(self, observation):
+        return self.ensemble(self.act_batch([observation] * int(self.run or 1))[0])
+
+    def act_batch(self, observations):
+        if self.run == "raise" and any("other" in o["instruction"] for o in observations):
+            raise RuntimeError("no answer for other")
+        assert len(observations) == int(self.run) if self.run.isdigit() else True
+        goal_B2 = np.stack([o["images"]["front"][0, 0, :2] for o in observations]) / 80 - 1.5
+        way_B2 = goal_B2 - np.stack([o["state"] for o in observations])
+        return np.repeat((0.7 * np.sign(way_B2))[:, None], 6, axis=1) * np.linspace(1, 0.5, 6)[:, None]
+
+
 def blue(run):
     return SimpleNamespace(cameras=("blue",), size=8, execute=4, robot=CARD, sha256="x")
 
@@ -183,6 +207,19 @@ def squares(log=""):
             Path(f"{log}.died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return x * x if state["clean"] else "dirty"
+
+    return work
+
+
+def asking():
+    """Asks for two numbers and multiplies them; what it is not told is its error. 1000 dies while it asks."""
+
+    def work(x):
+        if x == 1000:
+            os._exit(3)
+        first = yield x
+        second = yield -x
+        return first * second
 
     return work
 

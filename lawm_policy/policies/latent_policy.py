@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lawm_policy.controller import CONTROLLERS, ControllerConfig
 from lawm_policy.data.normalize import Normalization
 from lawm_policy.policies.baku import Baku, BakuConfig
+from lawm_policy.policies.ensembling import Ensemble
 from lawm_policy.types import Demo, Observation, UserError
 
 
@@ -42,7 +43,7 @@ class LatentPolicy(nn.Module):
             cfg.controller, cfg.policy.chunk, said, state, action, cfg.policy.width
         )
         self.sha256 = ""  # of the checkpoint it came from
-        self.reset()
+        self.ensemble = Ensemble(cfg.ensemble, cfg.policy.chunk, self.execute)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -80,17 +81,25 @@ class LatentPolicy(nn.Module):
             "executed": executed.detach(),
         }
 
-    @torch.no_grad()
     def act(self, observation: Observation) -> np.ndarray:
         """(K * R, A) commands, of which the first `execute` are for execution before the next look."""
-        commands_BMKRA, _ = self._decode(self._as_demo(observation), every_component=False)
-        state_BP = torch.as_tensor(observation["state"], dtype=torch.float32)[None]
-        actions = self.normalization.denormalize_actions(commands_BMKRA[:, 0], state_BP)[0]
-        return self._ensemble(actions.flatten(0, 1).numpy())
+        return self.ensemble(self.act_batch([observation])[0])
+
+    @torch.no_grad()
+    def act_batch(self, observations: Sequence[Observation]) -> np.ndarray:
+        """(B, K * R, A): of several robots at once. It keeps no past: each has an `ensemble` of its own."""
+        demo = self._as_demo(observations).to(self.device)
+        commands_BMKRA, _ = self._decode(demo, every_component=False)
+        actions_BKRA = self.normalization.denormalize_actions(commands_BMKRA[:, 0], demo.state_BP)
+        return actions_BKRA.flatten(1, 2).cpu().numpy()
 
     def reset(self) -> None:
         """Forget the past: call at the start of each episode."""
-        self._past: deque[np.ndarray] = deque(maxlen=self.cfg.policy.chunk)
+        self.ensemble = self.ensemble.fresh()
+
+    @property
+    def device(self) -> torch.device:
+        return self.policy.position_ND.device
 
     def _decode(self, demo: Demo, every_component: bool) -> tuple[Tensor, Tensor]:
         frames = demo.frames_BVCHW if self.cfg.sees else torch.zeros_like(demo.frames_BVCHW)
@@ -114,7 +123,25 @@ class LatentPolicy(nn.Module):
         )
         return commands.unflatten(0, (-1, m)), log_weight_BM
 
-    def _as_demo(self, observation: Observation) -> Demo:
+    def _as_demo(self, observations: Sequence[Observation]) -> Demo:
+        b, v = len(observations), len(self.cameras)
+        k, r, a = (
+            self.cfg.policy.chunk,
+            self.cfg.controller.commands_per_latent,
+            len(self.robot["action_names"]),
+        )
+        frames_BVHWC = np.stack([self._views_VHWC(observation) for observation in observations])
+        state_BP = np.stack([observation["state"] for observation in observations])
+        return Demo(
+            frames_BVCHW=torch.from_numpy(frames_BVHWC).permute(0, 1, 4, 2, 3),
+            view_mask_BV=torch.ones(b, v, dtype=torch.bool),
+            state_BP=torch.as_tensor(state_BP, dtype=torch.float32),
+            actions_BKRA=torch.zeros(b, k, r, a),
+            action_mask_BKR=torch.zeros(b, k, r, dtype=torch.bool),
+            text=tuple(observation["instruction"] for observation in observations),
+        )
+
+    def _views_VHWC(self, observation: Observation) -> np.ndarray:
         missing = [name for name in self.cameras if name not in observation["images"]]
         if missing:
             found = ", ".join(observation["images"]) or "none"
@@ -122,7 +149,7 @@ class LatentPolicy(nn.Module):
                 f"expected images from {', '.join(self.cameras)}, found {found}: "
                 "give the policy the cameras that it was trained with"
             )
-        views = [np.ascontiguousarray(observation["images"][name]) for name in self.cameras]
+        views = [observation["images"][name] for name in self.cameras]
         expected = (self.size, self.size, 3)
         for name, view in zip(self.cameras, views, strict=True):
             if view.shape != expected or view.dtype != np.uint8:
@@ -130,33 +157,4 @@ class LatentPolicy(nn.Module):
                     f"expected camera '{name}' as {expected} uint8, found {view.shape} {view.dtype}: "
                     "resize it first"
                 )
-        state_BP = torch.as_tensor(observation["state"], dtype=torch.float32)[None]
-        k, r, a = (
-            self.cfg.policy.chunk,
-            self.cfg.controller.commands_per_latent,
-            len(self.robot["action_names"]),
-        )
-        return Demo(
-            frames_BVCHW=torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)[None],
-            view_mask_BV=torch.ones(1, len(views), dtype=torch.bool),
-            state_BP=state_BP,
-            actions_BKRA=torch.zeros(1, k, r, a),
-            action_mask_BKR=torch.zeros(1, k, r, dtype=torch.bool),
-            text=(observation["instruction"],),
-        )
-
-    def _ensemble(self, chunk_NA: np.ndarray) -> np.ndarray:
-        """Average this chunk with what earlier ones said of the same moments, the oldest weighing most
-        (as in ACT): it smooths the seams between chunks."""
-        if not self.cfg.ensemble:
-            return chunk_NA
-        self._past.append(chunk_NA)
-        total = np.zeros_like(chunk_NA)
-        weight_N1 = np.zeros((len(chunk_NA), 1), dtype=chunk_NA.dtype)
-        for i, past_NA in enumerate(self._past):
-            offset = (len(self._past) - 1 - i) * self.execute
-            rows = max(len(chunk_NA) - offset, 0)
-            weight = np.float32(np.exp(-self.cfg.ensemble * i))
-            total[:rows] += weight * past_NA[offset : offset + rows]
-            weight_N1[:rows] += weight
-        return total / weight_N1
+        return np.stack(views)

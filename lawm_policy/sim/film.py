@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Film:
-    """Collects frames of all cameras, side by side. `watch` suits `protocol.play`.
+    """Collects frames of all cameras, side by side. `watch` suits `playing.play`.
 
     The environment gives `data` (MuJoCo's) and a `camera_rig`; rendering only reads.
     """

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from lawm_policy.sim.libero_premise import BrokenPremise
-from lawm_policy.sim.protocol import Actor, Suite
+from lawm_policy.sim.protocol import Actor, Seat, Suite
 from lawm_policy.types import UserError
 
 MENDS = {
@@ -15,7 +15,7 @@ MENDS = {
 }
 
 
-def make_env(suite: Suite, actor: Actor, distractors: int = 0) -> Any:
+def make_env(suite: Suite, actor: Actor | Seat, distractors: int = 0) -> Any:
     robot = {**suite.robot, **(actor.robot or {})}
     return suite.make(
         embodiment=robot["embodiment"],
@@ -26,7 +26,7 @@ def make_env(suite: Suite, actor: Actor, distractors: int = 0) -> Any:
     )
 
 
-def check_match(suite: Suite, actor: Actor, distractors: int = 0) -> dict[str, Any]:
+def check_match(suite: Suite, actor: Actor | Seat, distractors: int = 0) -> dict[str, Any]:
     """The robot card, once the policy and the simulated robot agree on it."""
     unknown = [name for name in actor.cameras if name not in suite.cameras]
     if unknown:

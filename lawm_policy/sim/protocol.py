@@ -7,8 +7,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -20,7 +18,8 @@ from typing import Protocol as Interface
 import numpy as np
 
 from lawm_policy.config import nearest
-from lawm_policy.sim.workers import load_function
+from lawm_policy.policies.ensembling import Ensemble
+from lawm_policy.sim.crews import load_function
 from lawm_policy.stats import wilson
 from lawm_policy.types import UserError
 
@@ -79,6 +78,22 @@ class Actor(Interface):
     def act(self, observation: Any) -> np.ndarray: ...  # (n, A)
 
     def reset(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What a simulator needs to know of a policy that sits in another process."""
+
+    cameras: tuple[str, ...]
+    size: int
+    execute: int
+    robot: Mapping[str, Any] | None
+    sha256: str
+    ensemble: Ensemble
+
+    @staticmethod
+    def of(actor: Any) -> Seat:
+        return Seat(**{f.name: getattr(actor, f.name) for f in fields(Seat)})
 
 
 @dataclass(frozen=True)
@@ -195,80 +210,6 @@ def grid(tasks: Sequence[str], episodes: int, first: int, seed: int) -> list[Epi
     """Initial state by initial state, so that an unfinished run covers all tasks alike (but where a task's
     first episode takes long: there workers finish one after the other)."""
     return [Episode(task, first + i, seed) for i in range(episodes) for task in tasks]
-
-
-def play(
-    env: Any,
-    actor: Actor,
-    episode: Episode,
-    *,
-    execute: int,
-    limit: int,
-    blind: bool = False,
-    no_language: bool = False,
-    watch: Callable[[int], None] | None = None,
-) -> tuple[bool, int, str]:
-    """One episode: success, control steps, the instruction that was given.
-
-    Whole chunks are executed and only the frame that the policy sees next is rendered. `watch` is
-    called after each step for filming; it must not touch the simulation.
-    """
-    _seed(episode)
-    width = env.action_space.shape[0]
-    felt = _felt(env, actor)
-    env.render_now = True
-    observation, info = env.reset(seed=episode.init_state, options={"task": episode.task})
-    actor.reset()
-    instruction = "" if no_language else str(info["instruction"])
-    steps = 0
-    if watch:
-        watch(0)
-    while True:
-        images = observation["images"]
-        if blind:
-            images = {name: np.zeros_like(image) for name, image in images.items()}
-        chunk_NA = check_chunk(
-            actor.act({"images": images, "state": observation["state"][felt], "instruction": instruction}),
-            execute,
-            width,
-        )
-        for k in range(execute):
-            env.render_now = k == execute - 1
-            observation, _, terminated, truncated, info = env.step(chunk_NA[k])
-            steps += 1
-            if watch:
-                watch(steps)
-            if terminated or truncated or steps >= limit:
-                return bool(info["success"]), steps, instruction
-
-
-def _felt(env: Any, actor: Actor) -> list[int] | slice:
-    """Which numbers of the state the policy knows: it may have learnt from fewer than this robot tells."""
-    wanted = (actor.robot or {}).get("state_names")
-    if wanted is None:
-        return slice(None)
-    told = list(env.robot_card()["state_names"])
-    return [told.index(name) for name in wanted]
-
-
-def check_chunk(chunk_NA: Any, execute: int, width: int) -> np.ndarray:
-    """The commands, or an error that says what is wrong with them."""
-    chunk_NA = np.asarray(chunk_NA)
-    if chunk_NA.ndim != 2 or chunk_NA.shape[0] < execute or chunk_NA.shape[1] != width:
-        raise ValueError(f"expected commands of shape (>={execute}, {width}), found {chunk_NA.shape}")
-    bad = ~np.isfinite(chunk_NA[:execute])
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        raise ValueError(f"expected finite commands, found {chunk_NA[row, column]} at [{row}, {column}]")
-    return chunk_NA.astype(np.float32)
-
-
-def _seed(episode: Episode) -> None:
-    """A policy that draws, draws the same whichever worker plays the episode, and after whatever."""
-    value = zlib.crc32("/".join(map(str, episode)).encode())
-    np.random.seed(value)  # noqa: NPY002 (a policy may use it; ours do not)
-    if torch := sys.modules.get("torch"):
-        torch.manual_seed(value)
 
 
 # --- records ------------------------------------------------------------------------------------

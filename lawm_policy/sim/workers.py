@@ -1,31 +1,28 @@
 """Simulators in worker processes: jobs in, results out, whatever happens to a worker.
 
-A worker is a fresh (spawned) process, so it owns its GL context, its policy and its threads.
-It calls `setup(**arguments)` once, which returns the function that does one job. Its death or silence
-costs one retry of one job, never the run. An exception in a job is that job's error, and costs the worker a
-new set-up (after `close` of what it had), but where the exception says that it is `harmless`.
+A worker is a fresh (spawned) process, here or on a Ray cluster, so it owns its GL context, its policy and
+its threads. It calls `setup(**arguments)` once, which returns the function that does one job. Where that
+function is a generator, what it yields are questions: whoever called `run_jobs` answers them, those of many
+workers at once. A worker's death or silence costs one retry of one job, never the run. An exception in a job
+is that job's error, and costs the worker a new set-up (after `close` of what it had), but where the exception
+says that it is `harmless`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import multiprocessing
-import os
-import signal
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import chain
-from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from lawm_policy.sim.crews import Crew, Desk, LocalCrew, Lost, Message, Worker, one_line
 from lawm_policy.types import UserError
 
 ATTEMPTS = 2  # a worker that dies or hangs may have been unlucky; twice is the job's fault
+Answer = Callable[[list[Any]], Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -46,223 +43,156 @@ def run_jobs(
     arguments: Mapping[str, Any],
     jobs: Sequence[Any],
     *,
-    workers: int,
+    workers: int | str,
     job_seconds: float = 600.0,
     setup_seconds: float = 300.0,
     kind: Callable[[Any], Hashable] | None = None,
+    answer: Answer | None = None,
 ) -> Iterator[Outcome]:
     """Does `jobs` with `setup` ("module:function"); yields each outcome as it ends, in any order.
 
-    `workers=0` does them here, one after another: for a debugger. Where a worker is faster at the `kind` of
-    job that it has done before, it gets jobs of that kind first, and then of a kind that nobody has done.
+    `workers=0` does them here, one after another: for a debugger; "ray://HOST:PORT" on a Ray cluster. Where
+    a worker is faster at the `kind` of job that it has done before, it gets jobs of that kind first, and then
+    of a kind that nobody has done.
     """
     if workers == 0:
-        work = load_function(setup)(**arguments)
+        desk = Desk(setup, arguments)
         for index, job in enumerate(jobs):
-            try:
-                outcome = Outcome(index, work(job))
-            except Exception as error:
-                outcome = Outcome(index, error=one_line(error))
-                if not getattr(error, "harmless", False):  # as a worker does: nothing leaks
-                    _end(work)
-                    work = load_function(setup)(**arguments)
-            yield outcome
-        _end(work)
+            said, value = desk.tell(("job", job))
+            while said == "question":
+                [told] = _answers(answer, [value])
+                said, value = desk.tell(told)
+            yield Outcome(index, **{said: value})
+        desk.close()
         return
     kinds = [kind(job) if kind else None for job in jobs]
-    pool = _Pool(setup, arguments, jobs, kinds, min(workers, len(jobs)), job_seconds, setup_seconds)
+    with _crew(workers) as crew:
+        pool = _Pool(crew, setup, arguments, jobs, kinds, job_seconds, setup_seconds, answer)
+        try:
+            yield from pool.run()
+        finally:
+            pool.close()
+
+
+def _answers(answer: Answer | None, questions: list[Any]) -> list[Message]:
+    """What to tell those who asked. A fault of the one who answers is an error of the jobs that asked."""
     try:
-        yield from pool.run()
-    finally:
-        pool.close()
+        if answer is None:
+            raise RuntimeError("nobody answers questions here")
+        return [("answer", value) for value in answer(questions)]
+    except Exception as error:
+        return [("fault", one_line(error))] * len(questions)
 
 
-def _end(work: Any) -> None:
-    """Lets go of what it holds (simulators, GL contexts) now: not when the collector comes by."""
-    close = getattr(work, "close", None)
-    if close is not None:
-        close()
-    gc.collect()
+@contextlib.contextmanager
+def _crew(workers: int | str) -> Iterator[Crew]:
+    if isinstance(workers, int):
+        yield LocalCrew(workers)
+        return
+    from lawm_policy.sim.crews_ray import ray_crew
 
-
-def load_function(spec: str) -> Any:
-    """The function that "module:function" names."""
-    module, colon, name = spec.partition(":")
-    try:
-        if not colon:
-            raise AttributeError("no colon")
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f'expected "module:function", found {spec!r} ({error})') from error
-
-
-def one_line(error: BaseException) -> str:
-    """`Type: message (file:line)`, the place being the last one outside the standard library."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
-
-
-class _Worker:
-    """The parent's end of one process. `index` is the job it is at, None while it has none."""
-
-    def __init__(self, setup: str, arguments: Mapping[str, Any], setup_seconds: float) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, setup, dict(arguments)), daemon=True)
-        with _single_threaded_children():
-            self.process.start()
-        theirs.close()  # else its death would not end the pipe
-        self.ready = False
-        self.done: set[Hashable] = set()  # kinds of jobs
-        self.index: int | None = None
-        self.deadline = time.monotonic() + setup_seconds
-
-    def give(self, index: int, job: Any, seconds: float) -> None:
-        self.index = index
-        self.deadline = time.monotonic() + seconds
-        with contextlib.suppress(OSError):  # dead already: its closed pipe is read next
-            self.pipe.send((index, job))
-
-    def end(self) -> str:
-        """Kills it if need be; says how it ended."""
-        if self.process.is_alive():
-            self.process.kill()
-        self.process.join()
-        self.pipe.close()
-        code = self.process.exitcode or 0
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
+    with ray_crew(workers) as crew:
+        yield crew
 
 
 class _Pool:
     def __init__(
         self,
+        crew: Crew,
         setup: str,
         arguments: Mapping[str, Any],
         jobs: Sequence[Any],
         kinds: Sequence[Hashable],
-        workers: int,
         job_seconds: float,
         setup_seconds: float,
+        answer: Answer | None,
     ) -> None:
-        self.setup, self.arguments, self.jobs, self.kinds = setup, arguments, jobs, kinds
-        self.job_seconds, self.setup_seconds = job_seconds, setup_seconds
+        self.crew, self.setup, self.arguments, self.jobs, self.kinds = crew, setup, arguments, jobs, kinds
+        self.job_seconds, self.setup_seconds, self.answer = job_seconds, setup_seconds, answer
         self.waiting = deque(range(len(jobs)))
         self.attempts = [0] * len(jobs)
         self.left = len(jobs)
-        self.workers = [self._start() for _ in range(workers)]
+        self.workers: list[Worker] = []
+        for _ in range(crew.size(len(jobs))):
+            self._hire()
 
     def run(self) -> Iterator[Outcome]:
         while self.left:
-            soonest = min((w.deadline for w in self.workers if self._busy(w)), default=time.monotonic() + 1)
-            ready = wait([w.pipe for w in self.workers], timeout=max(0.0, soonest - time.monotonic()))
+            soonest = min((w.deadline for w in self.workers if w.busy), default=time.monotonic() + 1)
+            speaking = self.crew.speaking(self.workers, max(0.0, soonest - time.monotonic()))
+            asking: list[tuple[Worker, Any]] = []
             for worker in list(self.workers):
-                if worker.pipe in ready:
-                    outcome = self._hear(worker)
-                elif self._busy(worker) and time.monotonic() > worker.deadline:
+                if worker in speaking:
+                    outcome = self._hear(worker, asking)
+                elif worker.busy and time.monotonic() > worker.deadline:
                     outcome = self._lost(worker, hung=True)
                 else:
                     continue
                 if outcome is not None:
                     self.left -= 1
                     yield outcome
+            if asking:
+                answers = _answers(self.answer, [question for _, question in asking])
+                for (worker, _), told in zip(asking, answers, strict=True):
+                    worker.tell(told)
 
     def close(self) -> None:
         for worker in self.workers:
             worker.end()
 
-    def _start(self) -> _Worker:
-        return _Worker(self.setup, self.arguments, self.setup_seconds)
+    def _hire(self) -> None:
+        self.workers.append(self.crew.hire(self.setup, self.arguments, self.setup_seconds))
 
-    def _busy(self, worker: _Worker) -> bool:
-        return worker.index is not None or not worker.ready
-
-    def _hear(self, worker: _Worker) -> Outcome | None:
+    def _hear(self, worker: Worker, asking: list[tuple[Worker, Any]]) -> Outcome | None:
         try:
-            kind, value = worker.pipe.recv()
-        except (EOFError, OSError):
-            return self._lost(worker, hung=False)
+            said, value = worker.hear()
+        except Lost as how:
+            return self._lost(worker, hung=False, how=str(how))
         outcome = None
-        if kind == "mistake":
+        if said == "question":
+            asking.append((worker, value))
+            return None
+        if said == "mistake":
             raise UserError(value)
-        if kind == "failed":
+        if said == "failed":
             raise SetupError(value)
-        if kind == "ready":
+        if said == "ready":
             worker.ready = True
         elif worker.index is not None:
-            outcome = Outcome(worker.index, **{kind: value})
+            outcome = Outcome(worker.index, **{said: value})
         worker.index = None
         if self.waiting:
             index = self._next(worker)
             self.waiting.remove(index)
             self.attempts[index] += 1
             worker.done.add(self.kinds[index])
-            worker.give(index, self.jobs[index], self.job_seconds)
+            worker.index = index
+            worker.deadline = time.monotonic() + self.job_seconds
+            worker.tell(("job", self.jobs[index]))
         return outcome
 
-    def _next(self, worker: _Worker) -> int:
+    def _next(self, worker: Worker) -> int:
         """The first job of a kind that it has done, else that nobody has done, else the first."""
         known = set[Hashable]().union(*(w.done for w in self.workers))
         own = (index for index in self.waiting if self.kinds[index] in worker.done)
         new = (index for index in self.waiting if self.kinds[index] not in known)
         return next(chain(own, new, self.waiting))
 
-    def _lost(self, worker: _Worker, hung: bool) -> Outcome | None:
-        how = worker.end()
+    def _lost(self, worker: Worker, hung: bool, how: str = "") -> Outcome | None:
+        ended = worker.end()
         limit = self.job_seconds if worker.ready else self.setup_seconds
-        what = f"worker said nothing for {limit:.0f} s" if hung else f"worker died with {how}"
+        what = f"worker said nothing for {limit:.0f} s" if hung else f"worker died with {how or ended}"
+        self.workers.remove(worker)
         if not worker.ready:
-            raise SetupError(f"{what} while it set up")
+            if not any(other.ready for other in self.workers):
+                raise SetupError(f"{what} while it set up")
+            return None  # the others go on without it
         index = worker.index
         outcome = None
         if index is not None and self.attempts[index] < ATTEMPTS:
             self.waiting.appendleft(index)
         elif index is not None:
             outcome = Outcome(index, error=f"{what}, {ATTEMPTS} times")
-        self.workers.remove(worker)
         if self.waiting:
-            self.workers.append(self._start())
+            self._hire()
         return outcome
-
-
-def _serve(pipe: Connection, setup: str, arguments: dict[str, Any]) -> None:
-    """The worker's life. It ends when the parent's end of the pipe closes, however that happens."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    try:
-        work = load_function(setup)(**arguments)
-    except UserError as error:
-        pipe.send(("mistake", str(error)))
-        return
-    except Exception as error:
-        traceback.print_exc()
-        pipe.send(("failed", one_line(error)))
-        return
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
-        pipe.send(("ready", None))
-        while True:
-            _, job = pipe.recv()
-            try:
-                answer, spoilt = ("result", work(job)), False
-            except Exception as error:
-                answer, spoilt = ("error", one_line(error)), not getattr(error, "harmless", False)
-            pipe.send(answer)
-            if spoilt:  # what a failed job leaves behind must not reach the next one
-                _end(work)
-                del work
-                work = load_function(setup)(**arguments)
-
-
-@contextlib.contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    """One thread a worker: several would fight for the cores, and sums depend on their number."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -88,7 +88,7 @@ class CollectArgs:
     """Share of the videos of tasks that get a caption."""
     distractors: int = 0
     """Small things that move along the table's edges."""
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int | str = field(default_factory=lambda: os.cpu_count() or 1)
     """Processes; 0: none but this."""
     resume: bool = False
     """Go on where this collection stopped."""
@@ -178,7 +178,9 @@ def _check(args: CollectArgs) -> list[Slot]:
         raise UserError(f"expected an even --size from 16 to 640, found {args.size}: choose one")
     if not 0 <= args.caption_rate <= 1:
         raise UserError(f"expected --caption-rate from 0 to 1, found {args.caption_rate}: choose one")
-    if min(args.episodes, args.play, args.seed, args.distractors, args.workers) < 0 or args.play_seconds < 1:
+    counts = [args.episodes, args.play, args.seed, args.distractors]
+    counts += [args.workers] if isinstance(args.workers, int) else []
+    if min(counts) < 0 or args.play_seconds < 1:
         raise UserError("expected no negative number, and a second of play or more: check the arguments")
     slots = _tabletop_slots(args, bodies) if args.suite == TABLETOP else collect_libero.check(args)
     if not slots:

@@ -2,8 +2,9 @@
 
     lawm eval runs/finetuned --suite tabletop --episodes 20 --workers 2 --out evals/finetuned
 
-The grid is (task, initial state, seed). Each episode depends on its cell alone: a worker has its
-own simulator and its own policy (one thread, batch 1), so the number of workers changes nothing.
+The grid is (task, initial state, seed). Each episode depends on its cell alone: a worker has its own
+simulator and its own policy (one thread, batch 1), or asks the one policy of this process (--batch, for a
+GPU), which fills every batch up to the same size: so the number of workers changes nothing.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from lawm_policy.console import progress, say
 from lawm_policy.runs import versions, write_text
 from lawm_policy.sim import protocol
-from lawm_policy.sim.matching import check_match, make_env
+from lawm_policy.sim.crews import load_function
+from lawm_policy.sim.matching import check_match
 from lawm_policy.sim.protocol import (
     EPISODES,
     SUMMARY,
@@ -33,13 +35,18 @@ from lawm_policy.sim.protocol import (
     Actor,
     Episode,
     Record,
+    Seat,
     Suite,
     suite_named,
 )
-from lawm_policy.sim.workers import Outcome, load_function, run_jobs
+from lawm_policy.sim.workers import Outcome, run_jobs
+from lawm_policy.stages import evaluate_worker
+from lawm_policy.stages.evaluate_worker import film_name
 from lawm_policy.types import UserError
 
-FILM_HZ, FILM_PIXELS = 10, 128
+if TYPE_CHECKING:
+    from lawm_policy.policies.batching import Batcher
+
 ERRORS_SHOWN = 5
 
 
@@ -65,8 +72,12 @@ class EvaluateArgs:
     """First initial state."""
     seed: int = 0
     """Seed of the policy's own draws."""
-    workers: int = 2
-    """Processes; 0 plays in this one, for a debugger."""
+    workers: int | str = 2
+    """Processes; 0 plays in this one, for a debugger; ray://HOST:PORT on a Ray cluster."""
+    batch: int = 0
+    """One policy answers up to this many workers at a time; 0: each worker has its own."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where that one policy is."""
     execute: Annotated[
         int | None, tyro.conf.arg(help_behavior_hint="(left out: the policy's own number)")
     ] = None
@@ -100,7 +111,10 @@ def run(args: EvaluateArgs) -> int:
     cells = protocol.grid(tasks, args.episodes, first, args.seed)
     actor: Actor = load_function(args.policy_factory)(args.run)
     execute = args.execute or actor.execute
-    card = check_match(suite, actor, args.distractors)
+    if ensemble := getattr(actor, "ensemble", None):
+        ensemble.execute = execute
+    card = _checked(args, actor, suite)
+    batcher = _batcher(args, actor)
     summary = {
         "protocol": protocol.describe(suite, actor, card, execute, args.distractors),
         "policy": {
@@ -110,6 +124,7 @@ def run(args: EvaluateArgs) -> int:
             "blind": args.blind,
             "no_language": args.no_language,
             "robot": card,
+            **({"batch": args.batch, "device": args.device} if args.batch else {}),
         },
         "grid": {"tasks": tasks, "episodes": args.episodes, "first": first, "seed": args.seed},
     }
@@ -119,6 +134,7 @@ def run(args: EvaluateArgs) -> int:
         arguments = {
             "run": args.run,
             "factory": args.policy_factory,
+            "seat": Seat.of(actor) if batcher else None,
             "suite": args.suite,
             "distractors": args.distractors,
             "execute": execute,
@@ -128,7 +144,7 @@ def run(args: EvaluateArgs) -> int:
         }
         jobs = [(cell, cell.init_state < first + args.video) for cell in missing]
         with _threads_kept(), progress("eval", len(cells), unit="episodes", done=len(done)) as bar:
-            for outcome in _outcomes(args, arguments, jobs, suite):
+            for outcome in _outcomes(args, arguments, jobs, suite, batcher):
                 cell = missing[outcome.index]
                 played = outcome.result or {"success": None, "steps": 0, "seconds": 0.0, "instruction": ""}
                 record = Record(
@@ -148,7 +164,7 @@ def run(args: EvaluateArgs) -> int:
             numbers,
             complete=True,
         )
-        _film_failures(args, arguments, done, suite)
+        _film_failures(args, arguments, done, suite, batcher)
     show(numbers, args.out)
     failed = [record for record in done if record.error is not None]
     for record in failed[:ERRORS_SHOWN]:
@@ -158,20 +174,45 @@ def run(args: EvaluateArgs) -> int:
     return 1 if numbers["all"]["errors"] else 0
 
 
+def _checked(args: EvaluateArgs, actor: Actor, suite: Suite) -> dict[str, Any]:
+    """The robot card of a policy that belongs to this suite."""
+    if args.device == "cpu":
+        return check_match(suite, actor, args.distractors)
+    arguments = {"suite": args.suite, "seat": Seat.of(actor), "distractors": args.distractors}
+    [outcome] = run_jobs(f"{evaluate_worker.__name__}:check", arguments, [None], workers=1)
+    card: dict[str, Any] = outcome.result
+    return card
+
+
+def _batcher(args: EvaluateArgs, actor: Actor) -> Batcher | None:
+    if not args.batch:
+        return None
+    from lawm_policy.policies.batching import Batcher
+
+    return Batcher(actor, args.batch, args.device)
+
+
 def _outcomes(
-    args: EvaluateArgs, arguments: dict[str, Any], jobs: list[tuple[Episode, bool]], suite: Suite
+    args: EvaluateArgs,
+    arguments: dict[str, Any],
+    jobs: list[tuple[Episode, bool]],
+    suite: Suite,
+    batcher: Batcher | None,
 ) -> Iterator[Outcome]:
     return run_jobs(
-        "lawm_policy.stages.evaluate:begin",
+        f"{evaluate_worker.__name__}:begin",
         arguments,
         jobs,
         workers=args.workers,
         job_seconds=args.job_seconds,
         kind=_task if suite.slow_tasks else None,
+        answer=batcher,
     )
 
 
-def _film_failures(args: EvaluateArgs, arguments: dict[str, Any], done: list[Record], suite: Suite) -> None:
+def _film_failures(
+    args: EvaluateArgs, arguments: dict[str, Any], done: list[Record], suite: Suite, batcher: Batcher | None
+) -> None:
     """Plays failures again, which fail again in the same way, and says so where one does not."""
     if not args.failures:
         return
@@ -179,7 +220,7 @@ def _film_failures(args: EvaluateArgs, arguments: dict[str, Any], done: list[Rec
     wanted = [r for r in wanted if not (there / film_name(r.episode)).exists()][: args.failures]
     jobs = [(record.episode, True) for record in wanted]
     with _threads_kept(), progress("film", len(jobs), unit="failures") as bar:
-        for outcome in _outcomes(args, arguments, jobs, suite):
+        for outcome in _outcomes(args, arguments, jobs, suite, batcher):
             record, again = wanted[outcome.index], outcome.result or {}
             if (again.get("success"), again.get("steps")) != (record.success, record.steps):
                 found = outcome.error or f"{again['steps']} steps"
@@ -187,64 +228,8 @@ def _film_failures(args: EvaluateArgs, arguments: dict[str, Any], done: list[Rec
             bar.advance()
 
 
-def begin(
-    run: str,
-    factory: str,
-    suite: str,
-    distractors: int,
-    execute: int,
-    blind: bool,
-    no_language: bool,
-    video: str | None,
-) -> Callable[[tuple[Episode, bool]], dict[str, Any]]:
-    """A worker's start: its policy, its simulator, and the function that plays one episode."""
-    actor: Actor = load_function(factory)(run)
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(1)
-    rules = suite_named(suite)
-    env = make_env(rules, actor, distractors)
-
-    def work(job: tuple[Episode, bool]) -> dict[str, Any]:
-        episode, film = job
-        began = time.monotonic()
-        camera = None
-        if film and video is not None:
-            from lawm_policy.sim.film import Film
-
-            camera = Film(env, actor.cameras, FILM_PIXELS, every=max(1, _rate(env) // FILM_HZ), hz=FILM_HZ)
-        try:
-            success, steps, instruction = protocol.play(
-                env,
-                actor,
-                episode,
-                execute=execute,
-                limit=rules.limits[episode.task],
-                blind=blind,
-                no_language=no_language,
-                watch=camera.watch if camera else None,
-            )
-            if camera and video is not None:
-                camera.write(Path(video) / film_name(episode))
-        finally:
-            if camera:
-                camera.close()
-        return {
-            "success": success,
-            "steps": steps,
-            "seconds": round(time.monotonic() - began, 3),
-            "instruction": instruction,
-        }
-
-    work.close = env.close  # type: ignore[attr-defined]
-    return work
-
-
 def _task(job: tuple[Episode, bool]) -> str:
     return job[0].task
-
-
-def film_name(episode: Episode) -> str:
-    return f"{episode.task}-{episode.init_state}-{episode.seed}.mp4"
 
 
 def rate_line(numbers: dict[str, Any]) -> str:
@@ -284,18 +269,17 @@ def _check(args: EvaluateArgs) -> None:
     for name, least in (
         ("episodes", 1),
         ("workers", 0),
+        ("batch", 0),
         ("video", 0),
         ("failures", 0),
         ("distractors", 0),
         ("execute", 1),
     ):
         value = getattr(args, name)
-        if value is not None and value < least:
+        if isinstance(value, int) and value < least:
             raise UserError(f"expected --{name} of at least {least}, found {value}")
-
-
-def _rate(env: Any) -> int:
-    return int(env.robot_card()["rate"])
+    if args.device != "cpu" and not args.batch:
+        raise UserError(f"expected --batch with --device {args.device}, found none: give --batch 16")
 
 
 @contextmanager

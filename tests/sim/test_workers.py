@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from lawm_policy.sim.workers import SetupError, load_function, run_jobs
+from lawm_policy.sim.crews import load_function
+from lawm_policy.sim.workers import SetupError, run_jobs
 from lawm_policy.types import UserError
 
 
@@ -45,6 +46,27 @@ def test_a_worker_ends_a_kind_of_job_before_it_begins_another(tmp_path, workers)
         kinds = [int(job) // 10 for pid, job in log if pid == worker]
         begun = [k for i, k in enumerate(kinds) if k not in kinds[:i]]
         assert kinds == sorted(kinds, key=begun.index)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_questions_of_many_workers_are_answered_together(workers):
+    sizes = []
+
+    def answer(questions):
+        sizes.append(len(questions))
+        if 7 in questions:
+            raise ValueError("seven")
+        return [q + 1 for q in questions]
+
+    jobs = [1, 2, 3, 4, 5, 6] if workers else [1, 7, 3]
+    found = {
+        jobs[o.index]: o for o in run_jobs("fake_suite:asking", {}, jobs, workers=workers, answer=answer)
+    }
+    assert all(found[x].result == (x + 1) * (1 - x) for x in jobs if x != 7)
+    assert workers or found[7].error.startswith("RuntimeError: ValueError: seven")
+    assert max(sizes) <= max(1, workers)
+    [alone] = run_jobs("fake_suite:asking", {}, [1], workers=workers)
+    assert "nobody answers questions here" in alone.error
 
 
 def test_setup_faults_end_the_run():

@@ -13,9 +13,12 @@ import av
 import numpy as np
 import pytest
 
-from lawm_policy.sim import protocol
+from lawm_policy.policies.ensembling import Ensemble
+from lawm_policy.sim import playing, protocol
+from lawm_policy.sim.crews import load_function
 from lawm_policy.stages import evaluate
 from lawm_policy.stages.evaluate import EvaluateArgs
+from lawm_policy.stages.evaluate_worker import film_name
 from lawm_policy.types import UserError
 
 TESTS = Path(__file__).parents[1]
@@ -66,6 +69,41 @@ def test_same_episodes_for_any_number_of_workers(whole, tmp_path, workers):
     assert episodes(tmp_path / "e") == episodes(whole)
 
 
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_one_policy_for_all_workers_answers_full_batches(tmp_path, workers):
+    assert evaluate.run(arguments(tmp_path / "own", "Crowd", workers=0, episodes=2)) == 0
+    assert evaluate.run(arguments(tmp_path / "e", "Crowd", "4", workers=workers, episodes=2, batch=4)) == 0
+    assert episodes(tmp_path / "e") == episodes(tmp_path / "own")
+    policy = json.loads((tmp_path / "e" / "summary.json").read_text())["policy"]
+    assert policy["batch"] == 4 and policy["device"] == "cpu"
+
+
+@pytest.mark.parametrize("ensemble", [0.0, 0.5])
+def test_what_a_policy_says_is_smoothed_where_it_is_executed(ensemble):
+    """A policy behind a seat keeps no past; one that sits here does: the same commands come out."""
+    env = protocol.suite_named("fake_suite:suite").make()
+    crowd = load_function("fake_suite:Crowd")("")
+    crowd.ensemble = Ensemble(ensemble, 3, crowd.execute)
+    cell, rules = protocol.Episode("far", 2, 0), {"execute": 4, "limit": 24}
+    here = playing.play(env, crowd, cell, **rules)
+    place = env.place.copy()
+    seat = protocol.Seat.of(crowd)
+    game = playing.smoothed(playing.playing(env, seat, cell, **rules), seat.ensemble.fresh())
+    observation = next(game)
+    with pytest.raises(StopIteration) as end:
+        while True:
+            observation = game.send(crowd.act_batch([observation])[0])
+    assert end.value.value == here and np.array_equal(env.place, place)
+
+
+def test_a_fault_of_the_one_policy_is_an_error_of_who_asked(tmp_path):
+    out = tmp_path / "e"
+    assert evaluate.run(arguments(out, "Crowd", "raise", batch=2, workers=2, tasks="near,other")) == 1
+    records = episodes(out)
+    assert all(r.error is None for r in records if r.task == "near")
+    assert all("no answer for other" in r.error for r in records if r.task == "other")
+
+
 def test_a_policy_that_draws_differs_with_its_seed_only(whole, tmp_path):
     evaluate.run(arguments(tmp_path / "e", workers=0, episodes=6, seed=1))
     ours, theirs = episodes(tmp_path / "e"), episodes(whole)
@@ -74,10 +112,10 @@ def test_a_policy_that_draws_differs_with_its_seed_only(whole, tmp_path):
 
 def test_only_chunk_ends_are_rendered():
     env = protocol.suite_named("fake_suite:suite").make()
-    actor = evaluate.load_function("fake_suite:Walker")("")
+    actor = load_function("fake_suite:Walker")("")
     for seed in range(5):
         env.rendered = 0
-        _, steps, _ = protocol.play(env, actor, protocol.Episode("near", seed, 0), execute=4, limit=24)
+        _, steps, _ = playing.play(env, actor, protocol.Episode("near", seed, 0), execute=4, limit=24)
         assert env.rendered == 1 + steps // 4
 
 
@@ -96,8 +134,8 @@ def test_blind_and_without_language():
 
     env = protocol.suite_named("fake_suite:suite").make()
     cell = protocol.Episode("near", 1, 0)
-    protocol.play(env, Spy(), cell, execute=4, limit=4)
-    protocol.play(env, Spy(), cell, execute=4, limit=4, blind=True, no_language=True)
+    playing.play(env, Spy(), cell, execute=4, limit=4)
+    playing.play(env, Spy(), cell, execute=4, limit=4, blind=True, no_language=True)
     assert seen[0][0] > 0 and seen[0][1] == "do near" and seen[1] == (0, "")
 
 
@@ -242,7 +280,7 @@ def test_tabletop_films_and_workers_change_nothing(tmp_path):
     assert not (tmp_path / "a" / "video").exists()
     evaluate.run(arguments(tmp_path / "a", "Wanderer", "", workers=1, failures=3, resume=True, **common))
     again = {f.name: f.read_bytes() for f in (tmp_path / "a" / "video").iterdir()}
-    lost = {evaluate.film_name(r.episode) for r in a if not r.success}
+    lost = {film_name(r.episode) for r in a if not r.success}
     assert len(again) == min(3, len(lost)) > 0 and set(again) <= lost
     assert all(content == (tmp_path / "b" / "video" / name).read_bytes() for name, content in again.items())
 

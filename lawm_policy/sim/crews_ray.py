@@ -1,0 +1,99 @@
+"""Workers on a Ray cluster: the same desk, in an actor that takes one core of whichever node has one free."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lawm_policy.sim.crews import Desk, Lost, Message, Worker, open_desk
+from lawm_policy.types import UserError
+
+ADDRESS = re.compile(r"(ray://[^?]+)(?:\?workers=([1-9]\d*))?")
+PASSED_ON = ("LAWM_", "MUJOCO_GL", "PYOPENGL_PLATFORM")  # variables that nodes get from who asks
+
+
+class RayDesk:
+    """The body of an actor."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        os.environ.update(variables)
+        self._desk: Desk | None = None
+
+    def begin(self, setup: str, arguments: Mapping[str, Any]) -> Message:
+        self._desk, first = open_desk(setup, arguments)
+        return first
+
+    def tell(self, message: Message) -> Message:
+        assert self._desk is not None
+        return self._desk.tell(message)
+
+
+class RayWorker(Worker):
+    def __init__(self, ray: Any, setup: str, arguments: Mapping[str, Any], setup_seconds: float) -> None:
+        super().__init__(setup_seconds)
+        self._ray = ray
+        variables = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+        self._actor = ray.remote(num_cpus=1, max_restarts=0)(RayDesk).remote(variables)
+        self.says = self._actor.begin.remote(setup, dict(arguments))
+
+    def tell(self, message: Message) -> None:
+        self.says = self._actor.tell.remote(message)
+
+    def hear(self) -> Message:
+        try:
+            message: Message = self._ray.get(self.says)
+        except self._ray.exceptions.RayError as error:
+            raise Lost(f"{type(error).__name__} on the cluster") from None
+        self.says = None
+        return message
+
+    def end(self) -> str:
+        self._ray.kill(self._actor)
+        return "its actor"
+
+
+class RayCrew:
+    def __init__(self, ray: Any, workers: int) -> None:
+        self._ray, self._workers = ray, workers
+
+    def size(self, jobs: int) -> int:
+        return min(self._workers, jobs)
+
+    def hire(self, setup: str, arguments: Mapping[str, Any], setup_seconds: float) -> Worker:
+        return RayWorker(self._ray, setup, arguments, setup_seconds)
+
+    def speaking(self, workers: Sequence[Any], timeout: float) -> list[Worker]:
+        saying = [worker.says for worker in workers if worker.says is not None]
+        if saying and self._ray.wait(saying, timeout=timeout)[0]:
+            ready, _ = self._ray.wait(saying, num_returns=len(saying), timeout=0)
+            return [worker for worker in workers if worker.says in ready]
+        return []
+
+
+@contextlib.contextmanager
+def ray_crew(address: str) -> Iterator[RayCrew]:
+    """ "ray://HOST:PORT" has as many workers as the cluster has cores now; or append "?workers=N"."""
+    found = ADDRESS.fullmatch(address)
+    if not found:
+        raise UserError(f"expected a number of workers or ray://HOST:PORT[?workers=N], found {address!r}")
+    try:
+        import ray
+    except ImportError:
+        raise UserError(
+            f'expected Ray for --workers {address}, found none: `make setup EXTRAS="ray"`'
+        ) from None
+    try:
+        ray.init(found[1], logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"expected a Ray cluster at {found[1]}, found none ({reason}): `ray status`"
+        ) from error
+    try:
+        yield RayCrew(ray, int(found[2] or ray.cluster_resources().get("CPU", 1)))
+    finally:
+        ray.shutdown()

@@ -1,0 +1,113 @@
+"""One episode: what a policy is shown, and what becomes of the commands that it says."""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Callable, Generator
+from typing import Any
+
+import numpy as np
+
+from lawm_policy.policies.ensembling import Ensemble
+from lawm_policy.sim.protocol import Actor, Episode, Seat
+
+Game = Generator[dict[str, Any], np.ndarray, Any]  # says what the policy sees, is sent a chunk of commands
+
+
+def play(env: Any, actor: Actor, episode: Episode, **rules: Any) -> tuple[bool, int, str]:
+    """`playing`, with a policy that sits here."""
+    return answered(playing(env, actor, episode, **rules), actor)
+
+
+def answered(game: Game, actor: Actor) -> Any:
+    """What a game ends in whose questions the policy answers."""
+    observation = next(game)
+    actor.reset()
+    while True:
+        try:
+            observation = game.send(actor.act(observation))
+        except StopIteration as end:
+            return end.value
+
+
+def smoothed(game: Game, ensemble: Ensemble) -> Game:
+    """The same game, for a policy that keeps no past."""
+    observation = next(game)
+    while True:
+        chunk_NA = yield observation
+        try:
+            observation = game.send(ensemble(chunk_NA))
+        except StopIteration as end:
+            return end.value
+
+
+def playing(
+    env: Any,
+    actor: Seat | Actor,
+    episode: Episode,
+    *,
+    execute: int,
+    limit: int,
+    blind: bool = False,
+    no_language: bool = False,
+    watch: Callable[[int], None] | None = None,
+) -> Game:
+    """One episode, which says what the policy sees and is sent a chunk of commands; in the end: success,
+    control steps, the instruction that was given.
+
+    Whole chunks are executed and only the frame that the policy sees next is rendered. `watch` is
+    called after each step for filming; it must not touch the simulation.
+    """
+    _seed(episode)
+    width = env.action_space.shape[0]
+    felt = _felt(env, actor)
+    env.render_now = True
+    observation, info = env.reset(seed=episode.init_state, options={"task": episode.task})
+    instruction = "" if no_language else str(info["instruction"])
+    steps = 0
+    if watch:
+        watch(0)
+    while True:
+        images = observation["images"]
+        if blind:
+            images = {name: np.zeros_like(image) for name, image in images.items()}
+        said = yield {"images": images, "state": observation["state"][felt], "instruction": instruction}
+        chunk_NA = check_chunk(said, execute, width)
+        for k in range(execute):
+            env.render_now = k == execute - 1
+            observation, _, terminated, truncated, info = env.step(chunk_NA[k])
+            steps += 1
+            if watch:
+                watch(steps)
+            if terminated or truncated or steps >= limit:
+                return bool(info["success"]), steps, instruction
+
+
+def _felt(env: Any, actor: Seat | Actor) -> list[int] | slice:
+    """Which numbers of the state the policy knows: it may have learnt from fewer than this robot tells."""
+    wanted = (actor.robot or {}).get("state_names")
+    if wanted is None:
+        return slice(None)
+    told = list(env.robot_card()["state_names"])
+    return [told.index(name) for name in wanted]
+
+
+def check_chunk(chunk_NA: Any, execute: int, width: int) -> np.ndarray:
+    """The commands, or an error that says what is wrong with them."""
+    chunk_NA = np.asarray(chunk_NA)
+    if chunk_NA.ndim != 2 or chunk_NA.shape[0] < execute or chunk_NA.shape[1] != width:
+        raise ValueError(f"expected commands of shape (>={execute}, {width}), found {chunk_NA.shape}")
+    bad = ~np.isfinite(chunk_NA[:execute])
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(f"expected finite commands, found {chunk_NA[row, column]} at [{row}, {column}]")
+    return chunk_NA.astype(np.float32)
+
+
+def _seed(episode: Episode) -> None:
+    """A policy that draws, draws the same whichever worker plays the episode, and after whatever."""
+    value = zlib.crc32("/".join(map(str, episode)).encode())
+    np.random.seed(value)  # noqa: NPY002 (a policy may use it; ours do not)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(value)

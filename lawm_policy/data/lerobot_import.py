@@ -10,15 +10,14 @@ import shutil
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pyarrow as pa
 
-from lawm_policy.data.libero_hdf5 import DemoShape
 from lawm_policy.data.store import EpisodeStore
-from lawm_policy.data.store_writer import image_stats, seal
-from lawm_policy.data.video import VideoWriter
+from lawm_policy.data.store_writer import EpisodeShape, stage
 from lawm_policy.types import UserError
 
 
@@ -60,33 +59,20 @@ def find_episodes(root: Path, rename: dict[str, str], embodiment: str) -> list[S
     ]
 
 
-def stage_stored(folder: Path, episode: StoredEpisode, shape: DemoShape) -> tuple[int, str | None]:
+def stage_stored(
+    folder: Path, episode: StoredEpisode, shape: EpisodeShape, rotate: bool
+) -> tuple[int, str | None]:
     """Converts one episode into its staging folder: (frames, None), or (0, why it cannot be read)."""
     try:
         store = _opened(episode.store)
-        stats, length = {}, 0
+        frames = {}
         for ours, theirs in episode.cameras:
-            height, width = shape.cameras[ours]
-            frames_THWC = store.frames(episode.index, theirs, size=height)
-            frames_THWC = frames_THWC[:, ::-1, ::-1] if shape.rotate else frames_THWC
-            writer = VideoWriter(folder / f"{ours}.mp4", shape.fps, height, width)
-            for frame in frames_THWC:
-                writer.add(np.ascontiguousarray(frame))
-            writer.close()
-            length = len(frames_THWC)
-            stats[ours] = image_stats(frames_THWC[:: max(1, length // 8)])
-        facts = {"text": episode.text, "task": episode.task, "embodiment": episode.embodiment}
-        labelled = bool(shape.action_names)
-        seal(
-            folder,
-            shape,
-            length=length,
-            facts=facts | {"split": None, "source": episode.source},
-            stats=stats,
-            state=store.state(episode.index) if labelled else None,
-            actions=store.actions(episode.index) if labelled else None,
-        )
-        return length, None
+            frames_THWC = store.frames(episode.index, theirs, size=shape.cameras[ours][0])
+            frames[ours] = np.ascontiguousarray(frames_THWC[:, ::-1, ::-1] if rotate else frames_THWC)
+        facts: dict[str, Any] = {"text": episode.text, "task": episode.task, "embodiment": episode.embodiment}
+        facts |= {"split": None, "source": episode.source}
+        labels = (store.state(episode.index), store.actions(episode.index)) if shape.action_names else ()
+        return stage(folder, shape, frames, facts, *labels), None
     except (UserError, av.FFmpegError, pa.ArrowException, LookupError, ValueError, MemoryError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         return 0, " ".join(str(error).split())

@@ -23,8 +23,8 @@ import av
 import h5py
 import numpy as np
 
-from lawm_policy.data.store_writer import image_stats, seal
-from lawm_policy.data.video import Reducer, VideoWriter
+from lawm_policy.data.store_writer import EpisodeShape, stage
+from lawm_policy.data.video import Reducer
 from lawm_policy.types import UserError
 
 SUFFIXES = (".hdf5", ".h5")
@@ -48,17 +48,6 @@ class Hdf5Demo:
     text: str
     task: str
     upright: bool  # written with robosuite's other image convention
-
-
-@dataclass(frozen=True)
-class DemoShape:
-    """What every episode of the new store has."""
-
-    fps: int
-    cameras: dict[str, tuple[int, int]]
-    state_names: tuple[str, ...]
-    action_names: tuple[str, ...]
-    rotate: bool  # half a turn
 
 
 def find_files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
@@ -115,7 +104,7 @@ def task_titled(title: str, folder: str) -> str:
     return next((task for task in among if task.startswith(f"{folder}-")), among[0] if among else title)
 
 
-def stage_demo(folder: Path, demo: Hdf5Demo, shape: DemoShape) -> tuple[int, str | None]:
+def stage_demo(folder: Path, demo: Hdf5Demo, shape: EpisodeShape, rotate: bool) -> tuple[int, str | None]:
     """Converts one demonstration into its staging folder: (frames, None), or (0, why it cannot be read)."""
     try:
         with h5py.File(demo.file, "r") as handle:
@@ -124,17 +113,11 @@ def stage_demo(folder: Path, demo: Hdf5Demo, shape: DemoShape) -> tuple[int, str
         return _skipped(folder, str(error))
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
         return _skipped(folder, f"not readable ({_line(error)})")
-    stats, reduce = {}, Reducer(next(iter(shape.cameras.values()))[0])
+    reduce = Reducer(next(iter(shape.cameras.values()))[0])
     for camera, frames_THWC in images.items():
-        height, width = shape.cameras[camera]
-        writer = VideoWriter(folder / f"{camera}.mp4", shape.fps, height, width)
         frames_THWC = frames_THWC[:, ::-1] if demo.upright else frames_THWC
-        frames_THWC = frames_THWC[:, ::-1, ::-1] if shape.rotate else frames_THWC
-        frames_THWC = np.stack([reduce(_picture(frame_HWC)) for frame_HWC in frames_THWC])
-        for frame in frames_THWC:
-            writer.add(frame)
-        writer.close()
-        stats[camera] = image_stats(frames_THWC[:: max(1, len(frames_THWC) // 8)])
+        frames_THWC = frames_THWC[:, ::-1, ::-1] if rotate else frames_THWC
+        images[camera] = np.stack([reduce(_picture(frame_HWC)) for frame_HWC in frames_THWC])
     facts = {
         "text": demo.text,
         "task": demo.task,
@@ -142,8 +125,7 @@ def stage_demo(folder: Path, demo: Hdf5Demo, shape: DemoShape) -> tuple[int, str
         "split": None,
         "source": demo.source,
     }
-    seal(folder, shape, length=len(state_TP), facts=facts, stats=stats, state=state_TP, actions=action_TA)
-    return len(state_TP), None
+    return stage(folder, shape, images, facts, state_TP, action_TA), None
 
 
 def _read(demo: h5py.Group) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import uuid
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from lawm_policy.data import layout
 from lawm_policy.data.store_repair import automatic_split, digest, finish, group_name, recover
-from lawm_policy.data.video import VideoWriter
+from lawm_policy.data.video import write_video
 from lawm_policy.types import UserError
 
 
@@ -114,6 +114,7 @@ class StoreWriter:
             group_name(e["lawm/embodiment"], e["lawm/task"]) for e in existing
         )
         self.sources = {e["lawm/source"] for e in existing}
+        self.shape = EpisodeShape(self.fps, self.cameras, self.state_names, self.action_names)
         self._staged = 0
         self.session = self.path / layout.STAGED / uuid.uuid4().hex[:12]
         self.session.mkdir(parents=True)
@@ -174,23 +175,16 @@ class StoreWriter:
             raise UserError(f"expected one length above 0 for all of an episode, found {lengths}")
         if timestamps is not None:
             _check_rate(np.asarray(timestamps, dtype=np.float64), self.fps)
-        folder = self.staging_folder()
-        stats = {}
         for camera, images in frames.items():
             height, width = self.cameras[camera]
             if images.shape[1:] != (height, width, 3) or images.dtype != np.uint8:
-                shutil.rmtree(folder)
                 raise UserError(
                     f"expected {camera} frames of (T, {height}, {width}, 3) uint8, "
                     f"found {images.shape} {images.dtype}"
                 )
-            writer = VideoWriter(folder / f"{camera}.mp4", self.fps, height, width)
-            for image in images:
-                writer.add(image)
-            writer.close()
-            stats[camera] = image_stats(images[:: max(1, length // 8)])
+        folder = self.staging_folder()
         facts = {"text": text, "task": task, "embodiment": embodiment, "split": split, "source": source}
-        seal(folder, self, length=length, facts=facts, stats=stats, state=state, actions=actions)
+        stage(folder, self.shape, frames, facts, state, actions)
         return self.commit(folder)
 
     def staging_folder(self) -> Path:
@@ -247,9 +241,37 @@ def _barely_begun(root: Path) -> bool:
     return names <= {Path(layout.EXTRA).name, f".{Path(layout.EXTRA).name}.part", ".info.json.part"}
 
 
+@dataclass(frozen=True)
+class EpisodeShape:
+    """What every episode of a store has."""
+
+    fps: int
+    cameras: dict[str, tuple[int, int]]
+    state_names: tuple[str, ...] | None = None
+    action_names: tuple[str, ...] | None = None
+
+
+def stage(
+    folder: Path,
+    shape: EpisodeShape,
+    frames: Mapping[str, np.ndarray],
+    facts: dict[str, Any],
+    state: np.ndarray | None = None,
+    actions: np.ndarray | None = None,
+) -> int:
+    """Fills and seals a staging folder with an episode that is in memory; returns its length."""
+    stats, length = {}, 0
+    for camera, frames_THWC in frames.items():
+        length = len(frames_THWC)
+        write_video(folder / f"{camera}.mp4", frames_THWC, shape.fps)
+        stats[camera] = image_stats(frames_THWC[:: max(1, length // 8)])
+    seal(folder, shape, length=length, facts=facts, stats=stats, state=state, actions=actions)
+    return length
+
+
 def seal(
     folder: Path,
-    shape: Any,
+    shape: EpisodeShape,
     *,
     length: int,
     facts: dict[str, Any],
@@ -257,7 +279,7 @@ def seal(
     state: np.ndarray | None = None,
     actions: np.ndarray | None = None,
 ) -> None:
-    """Completes a staged episode whose camera files are written; `shape` has fps, cameras and names.
+    """Completes a staged episode whose camera files are written.
 
     Absent cameras become black files (every episode of a v3 store has every video key) and are
     remembered as absent.
@@ -265,11 +287,8 @@ def seal(
     present = [camera for camera in shape.cameras if (folder / f"{camera}.mp4").exists()]
     for camera, (height, width) in shape.cameras.items():
         if camera not in present:
-            writer = VideoWriter(folder / f"{camera}.mp4", shape.fps, height, width)
-            black = np.zeros((height, width, 3), np.uint8)
-            for _ in range(length):
-                writer.add(black)
-            writer.close()
+            black_THWC = np.broadcast_to(np.zeros((height, width, 3), np.uint8), (length, height, width, 3))
+            write_video(folder / f"{camera}.mp4", black_THWC, shape.fps)
     columns: dict[str, pa.Array] = {}
     for key, names, value in (
         (layout.STATE, shape.state_names, state),

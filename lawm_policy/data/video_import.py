@@ -19,7 +19,7 @@ import av
 import av.filter
 import numpy as np
 
-from lawm_policy.data.store_writer import image_stats, seal
+from lawm_policy.data.store_writer import EpisodeShape, image_stats, seal
 from lawm_policy.data.video import Packets, VideoError, VideoWriter, decode_at, scan_packets, why
 from lawm_policy.types import UserError
 
@@ -36,16 +36,6 @@ class SourceEpisode:
     files: dict[str, Path]
     text: str
     embodiment: str  # the topmost folder it lies in
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What every episode of the new store has."""
-
-    fps: int
-    cameras: dict[str, tuple[int, int]]
-    state_names: None = None
-    action_names: None = None
 
 
 def find_videos(root: Path, camera: str, views: Sequence[str], exclude: Path) -> list[SourceEpisode]:
@@ -136,7 +126,7 @@ def _text(path: Path) -> str:
         raise UserError(f"expected UTF-8 text in {path}, found other bytes: convert it") from None
 
 
-def stage_videos(folder: Path, episode: SourceEpisode, shape: Shape) -> tuple[int, str | None]:
+def stage_videos(folder: Path, episode: SourceEpisode, shape: EpisodeShape) -> tuple[int, str | None]:
     """Converts one episode into its staging folder: (frames, None), or (0, why it cannot be read)."""
     try:
         scans = {}

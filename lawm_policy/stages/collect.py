@@ -20,7 +20,7 @@ import tyro
 
 from lawm_policy.console import progress, say
 from lawm_policy.data.layout import write_json
-from lawm_policy.data.store_writer import StoreWriter, image_stats, seal
+from lawm_policy.data.store_writer import EpisodeShape, StoreWriter, stage
 from lawm_policy.data.video import write_video
 from lawm_policy.runs import check_out
 from lawm_policy.sim.experts_tabletop import Rollout, play, rollout
@@ -268,7 +268,7 @@ def _collect_demos(out: Path, args: CollectArgs, slots: list[Slot]) -> Iterator[
         _write_request(out, args)
         slots = [slot for slot in slots if slot.name not in writer.sources]
         jobs = [slot._replace(folder=str(writer.staging_folder())) for slot in slots]
-        arguments = {"args": args, "shape": Shape.of(writer)}
+        arguments = {"args": args, "shape": writer.shape}
         waiting: dict[int, Outcome] = {}
         following = 0
         for outcome in run_jobs(f"{__name__}:prepare_demo", arguments, jobs, workers=args.workers):
@@ -292,21 +292,7 @@ def _collect_videos(out: Path, args: CollectArgs, slots: list[Slot]) -> Iterator
 # ---------------------------------------------------------------------- in a worker
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What every episode of the store has."""
-
-    fps: int
-    cameras: dict[str, tuple[int, int]]
-    state_names: tuple[str, ...] | None
-    action_names: tuple[str, ...] | None
-
-    @staticmethod
-    def of(writer: StoreWriter) -> Shape:
-        return Shape(writer.fps, writer.cameras, writer.state_names, writer.action_names)
-
-
-def prepare_demo(args: CollectArgs, shape: Shape) -> Callable[[Slot], Done]:
+def prepare_demo(args: CollectArgs, shape: EpisodeShape) -> Callable[[Slot], Done]:
     perform = _performer(args)
 
     def work(slot: Slot) -> Done:
@@ -317,22 +303,9 @@ def prepare_demo(args: CollectArgs, shape: Shape) -> Callable[[Slot], Done]:
             return Done(0, failures)
         for file in folder.iterdir():  # of a worker that died here
             file.unlink()
-        stats = {}
-        for camera, frames_THWC in episode.frames.items():
-            write_video(folder / f"{camera}.mp4", frames_THWC, shape.fps)
-            stats[camera] = image_stats(frames_THWC[:: max(1, len(frames_THWC) // 8)])
         facts: dict[str, Any] = {"text": episode.text, "task": slot.task, "embodiment": slot.embodiment}
         facts |= {"split": None, "source": slot.name}
-        steps = len(episode.action_TA)
-        seal(
-            folder,
-            shape,
-            length=steps,
-            facts=facts,
-            stats=stats,
-            state=episode.state_TP,
-            actions=episode.action_TA,
-        )
+        steps = stage(folder, shape, episode.frames, facts, episode.state_TP, episode.action_TA)
         return Done(steps, failures)
 
     return work

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -22,7 +23,6 @@ from lawm_policy.data.layout import INFO, write_json
 from lawm_policy.data.lerobot_import import find_episodes, stage_stored
 from lawm_policy.data.libero_hdf5 import (
     CAMERAS,
-    DemoShape,
     Hdf5Demo,
     Unusable,
     find_demos,
@@ -30,9 +30,9 @@ from lawm_policy.data.libero_hdf5 import (
     stage_demo,
 )
 from lawm_policy.data.store import EpisodeStore
-from lawm_policy.data.store_writer import StoreWriter
+from lawm_policy.data.store_writer import EpisodeShape, StoreWriter
 from lawm_policy.data.video import VideoError, scan_packets
-from lawm_policy.data.video_import import Shape, SourceEpisode, find_videos, stage_videos
+from lawm_policy.data.video_import import SourceEpisode, find_videos, stage_videos
 from lawm_policy.sim.libero_robot import CONTROL_HZ, HAND, panda_card
 from lawm_policy.types import UserError
 
@@ -111,7 +111,7 @@ class Plan:
 
     what: str
     episodes: Sequence[Source]
-    shape: Any  # fps, cameras, names: what every episode of the new store has
+    shape: EpisodeShape
     stage: Callable[[Path, Any, Any], tuple[int, str | None]]
     robot: dict[str, Any] | None = None
     failed: tuple[tuple[str, str], ...] = ()  # what could not even be opened, and why
@@ -213,7 +213,7 @@ def _videos(args: ImportArgs) -> Plan:
         raise UserError(f"expected videos (mp4, webm, avi, mov, mkv) below {source}, found none")
     used = {camera for episode in episodes for camera in episode.files}
     ordered = [c for c in args.views if c in used] + sorted(used - set(args.views))
-    shape = Shape(fps=_rate(args.fps, episodes), cameras={c: (args.size, args.size) for c in ordered})
+    shape = EpisodeShape(fps=_rate(args.fps, episodes), cameras={c: (args.size, args.size) for c in ordered})
     return Plan("video", episodes, shape, stage_videos)
 
 
@@ -226,9 +226,8 @@ def _libero(args: ImportArgs) -> Plan:
         except Unusable as error:
             failed.append((name, str(error)))
     card = panda_card("ee", tuple(CAMERAS), "rotate_180" if args.rotate else "none")
-    return Plan(
-        "demonstration", episodes, _demo_shape(args, card, args.rotate), stage_demo, card, tuple(failed)
-    )
+    stage = partial(stage_demo, rotate=args.rotate)
+    return Plan("demonstration", episodes, _demo_shape(args, card), stage, card, tuple(failed))
 
 
 def _lerobot(args: ImportArgs) -> Plan:
@@ -251,14 +250,14 @@ def _lerobot(args: ImportArgs) -> Plan:
         del card["joints"]
         card["state_names"] = list(HAND)
     named = card or {"state_names": store.state_names, "action_names": store.action_names}
-    shape = _demo_shape(args, {**named, "rate": store.fps, "cameras": cameras}, args.rotate)
-    embodiment = card["embodiment"] if card else ""
-    return Plan("episode", find_episodes(source, rename, embodiment), shape, stage_stored, card)
+    shape = _demo_shape(args, {**named, "rate": store.fps, "cameras": cameras})
+    episodes = find_episodes(source, rename, card["embodiment"] if card else "")
+    return Plan("episode", episodes, shape, partial(stage_stored, rotate=args.rotate), card)
 
 
-def _demo_shape(args: ImportArgs, card: dict[str, Any], rotate: bool) -> DemoShape:
+def _demo_shape(args: ImportArgs, card: dict[str, Any]) -> EpisodeShape:
     cameras = {camera: (args.size, args.size) for camera in card["cameras"]}
-    return DemoShape(card["rate"], cameras, card["state_names"], card["action_names"], rotate)
+    return EpisodeShape(card["rate"], cameras, card["state_names"], card["action_names"])
 
 
 def _pair(word: str) -> tuple[str, str]:

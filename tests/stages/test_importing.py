@@ -15,7 +15,8 @@ from lawm_policy.cli import main
 from lawm_policy.data.layout import WORK
 from lawm_policy.data.store import EpisodeStore
 from lawm_policy.data.store_repair import read_journal
-from lawm_policy.data.video_import import Shape, SourceEpisode, stage_videos
+from lawm_policy.data.store_writer import EpisodeShape
+from lawm_policy.data.video_import import SourceEpisode, stage_videos
 
 STEADY = np.arange(40) / 30
 
@@ -192,7 +193,7 @@ def test_a_decoder_that_crashes_costs_its_own_video_only(
     assert report["failed"] == [{"file": "arm/b.mp4", "reason": "its decoder crashed"}]
 
 
-def die_on_b(folder: Path, episode: SourceEpisode, shape: Shape) -> tuple[int, str | None]:
+def die_on_b(folder: Path, episode: SourceEpisode, shape: EpisodeShape) -> tuple[int, str | None]:
     if episode.source == "arm/b.mp4":
         os.kill(os.getpid(), signal.SIGKILL)
     return stage_videos(folder, episode, shape)

@@ -18,13 +18,18 @@ from typing import Any
 import numpy as np
 from harness import Target, write_result
 
+from lawm_policy.cli import main as lawm
 from lawm_policy.data.clips import ClipConfig, ClipDataset, DemoConfig, DemoDataset
 from lawm_policy.data.health import damage
 from lawm_policy.data.store import EpisodeStore, StoreWriter
+from lawm_policy.sim.libero_env import LiberoEnv
+from lawm_policy.sim.libero_experts import rollout
+from lawm_policy.sim.libero_robot import HAND
 
 LEROBOT = "lerobot[dataset]==0.6.1"
 SIDE = Path(__file__).with_name("lerobot_side.py")
 FPS, SIZE = 20, 64
+CAMERAS = {"front": "image", "wrist": "image2"}  # ours, and their names in LIBERO's data set
 CODEC = 6.0  # grey levels, on average over an image: what lossy video may cost
 
 
@@ -47,6 +52,7 @@ def main() -> None:
         python = environment(args.venv or root / "venv", args.python)
         rows = theirs_reads_ours(python, root, 4 if args.quick else 24)
         rows += ours_reads_theirs(python, root)
+        rows += libero_through_lerobot(python, root, 1 if args.quick else 3)
     failed = [row for row in rows if not row["as expected"]]
     write_result(
         args.out,
@@ -162,6 +168,55 @@ def ours_reads_theirs(python: Path, root: Path) -> list[dict[str, Any]]:
     demo = demos.batch(0, 64, 0)
     error = (demo.actions_BKRA[:, 0, 0, 0] - demo.state_BP[:, 0] - 0.5).abs().max()
     rows.append(row(where, "demonstrations: action beside state", float(error), float(error) == 0))
+    return rows
+
+
+def libero_through_lerobot(python: Path, root: Path, episodes: int) -> list[dict[str, Any]]:
+    """Expert episodes of LIBERO, written by LeRobot as in its data set on the hub (turned by half a turn, its
+    names), imported, and replayed in the simulator."""
+    env = LiberoEnv("libero_object-0", protocol="lawm+fresh+lite")
+    played = [rollout(env, seed) for seed in range(episodes)]
+    told: dict[str, Any] = {"episodes": episodes}
+    for k, episode in enumerate(played):
+        turned = {name: episode.frames[camera][:, ::-1, ::-1] for camera, name in CAMERAS.items()}
+        told |= {f"{name}_{k}": frames for name, frames in turned.items()}
+        told |= {f"state_{k}": episode.state_TP[:, : len(HAND)], f"action_{k}": episode.executed_TA}
+        told[f"task_{k}"] = episode.text
+    np.savez(root / "libero.npz", **told)
+    side(python, "write_libero", str(root / "libero"), str(root / "libero.npz"))
+    out = root / "imported"
+    source = ("import", "lerobot", str(root / "libero"), "--out", str(out))
+    if lawm([*source, "--robot", "libero", "--workers", "1"]):
+        raise SystemExit("lawm import lerobot failed")
+    store = EpisodeStore.open(out)
+    where = "LIBERO through LeRobot's data set"
+    images = {
+        camera: np.concatenate([store.frames(k, camera) for k in range(len(store.episodes))])
+        for camera in CAMERAS
+    }
+    again = []
+    for k, _ in enumerate(played):
+        env.reset(seed=k)
+        again.append(any(env.step(command)[2] for command in store.actions(k)))
+    env.close()
+    lengths = [e.length for e in store.episodes]
+    texts = [e.text for e in store.episodes]
+    rows = [
+        row(where, "lengths differ", *differing(lengths, [len(e.action_TA) for e in played])),
+        row(where, "instructions differ", *differing(texts, [e.text for e in played])),
+        row(where, "the card's flip", store.robot["flip"], store.robot["flip"] == "rotate_180"),
+    ]
+    for name, found in (("state", store.state), ("action", store.actions)):
+        found_ND = np.concatenate([found(k) for k in range(episodes)])
+        told_ND = np.concatenate([told[f"{name}_{k}"] for k in range(episodes)])
+        rows.append(row(where, f"{name}, largest error", *largest(found_ND, told_ND, 0)))
+    for camera, name in CAMERAS.items():
+        filmed = np.concatenate([told[f"{name}_{k}"] for k in range(episodes)])
+        rows.append(
+            row(where, f"{camera}, mean error to what was drawn", *mean(images[camera], filmed, CODEC))
+        )
+    done = f"{sum(again)} of {sum(e.success for e in played)}"
+    rows.append(row(where, "episodes that succeed again, replayed", done, all(again) and bool(again)))
     return rows
 
 

@@ -1,7 +1,8 @@
 """The part of `lerobot_interop.py` that runs in LeRobot's own environment, without lawm_policy.
 
 `read ROOT OUT.npz` reads a store with LeRobotDataset; `write ROOT OUT.npz` writes one with it. Both leave
-in OUT.npz what LeRobot itself saw.
+in OUT.npz what LeRobot itself saw. `write_libero ROOT IN.npz` writes episodes of LIBERO in the form of its
+data set on the hub.
 """
 
 import sys
@@ -11,6 +12,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 FPS = 10
 SIZE = 64
+LIBERO_STATE = ["x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "gripper", "gripper"]
+LIBERO_ACTION = ["x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "gripper"]
 
 
 def read(root: str, out: str) -> None:
@@ -96,5 +99,29 @@ def write(root: str, out: str) -> None:
     np.savez(out, **{key: np.array(value) for key, value in told.items()})
 
 
+def write_libero(root: str, source: str) -> None:
+    told = np.load(source)
+    side = told["image_0"].shape[1]
+    image = {"dtype": "video", "shape": (side, side, 3), "names": ["height", "width", "channels"]}
+    features = {
+        "observation.images.image": image,
+        "observation.images.image2": image,
+        "observation.state": {"dtype": "float32", "shape": (8,), "names": {"motors": LIBERO_STATE}},
+        "action": {"dtype": "float32", "shape": (7,), "names": {"motors": LIBERO_ACTION}},
+    }
+    dataset = LeRobotDataset.create("local/libero", fps=20, features=features, root=root, robot_type="panda")
+    for episode in range(int(told["episodes"])):
+        for t in range(len(told[f"action_{episode}"])):
+            keys = ("image", "image2")
+            images = {f"observation.images.{key}": told[f"{key}_{episode}"][t] for key in keys}
+            numbers = {
+                "observation.state": told[f"state_{episode}"][t],
+                "action": told[f"action_{episode}"][t],
+            }
+            dataset.add_frame(images | numbers | {"task": str(told[f"task_{episode}"])})
+        dataset.save_episode()
+    dataset.finalize()
+
+
 if __name__ == "__main__":
-    {"read": read, "write": write}[sys.argv[1]](*sys.argv[2:])
+    {"read": read, "write": write, "write_libero": write_libero}[sys.argv[1]](*sys.argv[2:])

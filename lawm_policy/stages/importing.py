@@ -219,12 +219,19 @@ def _videos(args: ImportArgs) -> Plan:
 
 def _libero(args: ImportArgs) -> Plan:
     episodes: list[Hdf5Demo] = []
-    failed = []
-    for file, name in find_files(args.source):
-        try:
-            episodes += find_demos(file, name)
-        except Unusable as error:
-            failed.append((name, str(error)))
+    failed: list[tuple[str, str]] = []
+    files = deque(find_files(args.source))
+    while files:
+        with _pool(1) as pool:  # a stranger's file may bring down whoever opens it
+            try:
+                while files:
+                    file, name = files.popleft()
+                    try:
+                        episodes += pool.submit(find_demos, file, name).result()
+                    except Unusable as error:
+                        failed.append((name, str(error)))
+            except BrokenProcessPool:
+                failed.append((name, "its reader crashed"))
     card = panda_card("ee", tuple(CAMERAS), "rotate_180" if args.rotate else "none")
     stage = partial(stage_demo, rotate=args.rotate)
     return Plan("demonstration", episodes, _demo_shape(args, card), stage, card, tuple(failed))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import h5py
 import numpy as np
@@ -13,9 +15,10 @@ from made_libero import made_demo, write_hdf5
 from lawm_policy.cli import main
 from lawm_policy.data.commands import joint_card, joint_commands
 from lawm_policy.data.demos import DemoConfig, DemoDataset
-from lawm_policy.data.libero_hdf5 import seen_after
+from lawm_policy.data.libero_hdf5 import find_demos, seen_after
 from lawm_policy.data.store import EpisodeStore
 from lawm_policy.sim.libero_robot import STATE, panda_card
+from lawm_policy.stages import importing
 from lawm_policy.types import UserError
 
 
@@ -132,6 +135,22 @@ def hostile_demos():
         "float images": (lambda d: put(d, "obs/agentview_rgb", np.ones((14, 8, 8, 3))), "uint8"),
         "still": (lambda d: put(d, "actions", np.zeros((14, 7))), "nothing moves"),
     }
+
+
+def die_on_b(file, name):
+    if name == "b_demo.hdf5":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return find_demos(file, name)
+
+
+def test_a_file_that_brings_its_reader_down_costs_itself_only(tmp_path, capsys, monkeypatch):
+    for name in "abc":
+        write_hdf5(tmp_path / "in" / f"{name}_demo.hdf5", [made_demo()])
+    monkeypatch.setattr(importing, "find_demos", die_on_b)
+    assert run_import(tmp_path / "store", tmp_path / "in", size=32) == 0
+    assert "skipped b_demo.hdf5: its reader crashed" in capsys.readouterr().out
+    found = [e.source for e in EpisodeStore.open(tmp_path / "store").episodes]
+    assert found == ["a_demo.hdf5:demo_0", "c_demo.hdf5:demo_0"]
 
 
 @pytest.mark.parametrize("name", list(hostile_demos()))

@@ -32,15 +32,16 @@ class Answer(NamedTuple):
 # Running commands ----------------------------------------------------------------------------------
 
 
-def start(argv: list[str], log: Path) -> subprocess.Popen[bytes]:
+def start(argv: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
     """`lawm ...` in a process of its own, as a user starts it."""
     with log.open("wb") as err:
         command = [sys.executable, "-m", "lawm_policy", *argv]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err)
+        own = os.environ | environment
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err, env=own)
 
 
-def lawm(argv: list[str], log: Path) -> Answer:
-    child = start(argv, log)
+def lawm(argv: list[str], log: Path, **environment: str) -> Answer:
+    child = start(argv, log, **environment)
     try:
         status = child.wait(timeout=300)
     except subprocess.TimeoutExpired:

@@ -28,7 +28,7 @@ from libero_units import FULL, MAIN, QUICK, STARTS, WIDE, LiberoStudy, Part
 from lawm_policy.stats import wilson
 from lawm_policy.types import UserError
 
-PILOT_NS, QUICK_NS = (1, 3, 5, 10), (1, 3)
+PILOT_NS, QUICK_NS = (1, 3, 5, 10), (1,)
 BAND = (25.0, 60.0)  # percent, of scratch
 SEEDS = 5
 BLIND_MARGIN = 20.0  # points by which the best has to be better than a policy without eyes

@@ -17,6 +17,8 @@ import psutil
 
 from lawm_policy import cli
 
+LONGEST = 900  # seconds: a command that takes longer hangs
+
 
 class Answer(NamedTuple):
     status: int | None  # None: it hung
@@ -43,7 +45,7 @@ def start(argv: list[str], log: Path, **environment: str) -> subprocess.Popen[by
 def lawm(argv: list[str], log: Path, **environment: str) -> Answer:
     child = start(argv, log, **environment)
     try:
-        status = child.wait(timeout=300)
+        status = child.wait(timeout=LONGEST)
     except subprocess.TimeoutExpired:
         child.kill()
         return Answer(None, log.read_text())
@@ -65,7 +67,7 @@ def lawm_forked(argv: list[str], folder: Path, environment: dict[str, str]) -> A
     context = multiprocessing.get_context("forkserver")
     child = context.Process(target=_in_child, args=(argv, environment, folder, log))
     child.start()
-    child.join(120)
+    child.join(300)
     if child.exitcode is None:
         child.kill()
     return Answer(child.exitcode, log.read_text(errors="replace"))

@@ -43,16 +43,15 @@ from made_libero import hostile_demos, made_demo, write_hdf5  # noqa: E402
 HUNG = "60"  # seconds after which a worker is taken for hung
 VICTIM = "libero_object-1"  # the task in which the policies' faults strike
 PLAYED = "--suite fault_policies:suite --policy-factory fault_policies:policy --tasks 0,1 --episodes 2"
+PLAY, COLLECT, IMPORT = "libero-evaluation", "libero-collection", "hdf5-import"
 STAGES = {
-    "LIBERO's evaluation": Stage(
-        f"eval well {PLAYED} --workers 2 --out {{out}}", "episodes.jsonl", left_by_evaluation
-    ),
-    "LIBERO's collection": Stage(
+    PLAY: Stage(f"eval well {PLAYED} --workers 2 --out {{out}}", "episodes.jsonl", left_by_evaluation),
+    COLLECT: Stage(
         "collect libero_object --tasks 0 --episodes 3 --size 64 --workers 1 --out {out}",
         "meta",
         lambda out: left_by_store(out),
     ),
-    "the import of HDF5": Stage(
+    IMPORT: Stage(
         "import libero {hdf5} --out {out} --size 32 --workers 1", "meta", lambda out: left_by_store(out)
     ),
 }
@@ -98,16 +97,16 @@ class LiberoMaterial(Material):
 class LiberoBench(Bench):
     def records(self) -> dict[Any, Record]:
         """Of the undisturbed evaluation."""
-        self.reference("LIBERO's evaluation")
-        return {r.episode: r for r in read(self.work / "reference-LIBERO's evaluation")}
+        self.reference(PLAY)
+        return {r.episode: r for r in read(self.work / f"reference-{PLAY}")}
 
     def strike(self, fault: str, once: bool) -> Trial:
         """A policy with a fault: each time, or in one worker once."""
 
         def trial(rng: np.random.Generator, folder: Path) -> str | None:
-            out, name = folder / "out", "LIBERO's evaluation"
+            out = folder / "out"
             run = f"{fault}:{folder / 'flag'}" if once else fault
-            argv = self.material.argv(self.stages[name].command, out)
+            argv = self.material.argv(self.stages[PLAY].command, out)
             argv[argv.index("well")] = run
             argv += ["--job-seconds", HUNG] if fault == "hang" else []
             told = lawm(argv, self.work / "log.txt")
@@ -122,7 +121,7 @@ class LiberoBench(Bench):
                 wrong.append(f"exit status {told.status} with {errors} errors")
             if found := next(filter(None, wrong), None):
                 return found
-            return self.finish(name, out) if once else None
+            return self.finish(PLAY, out) if once else None
 
         return trial
 
@@ -135,7 +134,7 @@ class LiberoBench(Bench):
             (site / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
             path = os.pathsep.join([str(site.parent), os.environ["PYTHONPATH"]])
             own = {"PYTHONPATH": path} | ({ANY_VERSION: "1"} if flag else {})
-            argv = self.material.argv(self.stages["LIBERO's evaluation"].command, out)
+            argv = self.material.argv(self.stages[PLAY].command, out)
             told = lawm(argv, self.work / "log.txt", **own)
             if not flag:
                 wrong = told.refusal(f"found {package} {version}")
@@ -145,7 +144,7 @@ class LiberoBench(Bench):
             found = read_summary(out)["protocol"]["versions"][package]
             if found != version:
                 return f"the result says {package} {found}"
-            reference = str(self.work / "reference-LIBERO's evaluation")
+            reference = str(self.work / f"reference-{PLAY}")
             return lawm(["compare", reference, str(out)], self.work / "log.txt").refusal(package)
 
         return trial
@@ -169,7 +168,7 @@ class LiberoBench(Bench):
         if told.status != 0 or "Traceback" in told.err:
             return f"{kind}: exit status {told.status}: {told.err[-300:]}"
         good = [e for e in left_by_store(out) if not e[0].startswith("bad")]
-        if good != self.reference("the import of HDF5")[0]:
+        if good != self.reference(IMPORT)[0]:
             return f"{kind}: what was not damaged is not there as it was"
         return f"{kind}: it was run" if list(folder.rglob("pickle-was-run")) else None
 

@@ -105,7 +105,7 @@ FULL = Sizes(
     recipes=(("inverse-kl", (("world.steps", "6000"),)),),
     supervised=(("train.steps", "9000"), ("train.batch_size", "64"), ("train.eval_every", "500")),
     finetune=(("train.steps", "1200"), ("train.batch_size", "64"), ("train.eval_every", "200")),
-    fifty_finetune=(("train.steps", "8000"), ("train.batch_size", "64"), ("train.eval_every", "500")),
+    fifty_finetune=(("train.steps", "16000"), ("train.batch_size", "64"), ("train.eval_every", "1000")),
 )
 _FEW = (("train.steps", "10"), ("train.batch_size", "8"))
 QUICK = Sizes(
@@ -207,8 +207,9 @@ class LiberoStudy(Campaign):
             self.pretraining(name)
         else:
             for_minutes(SLICE, lambda: self.pretraining(name))
-        lines = (self.work / f"pretrain-{name}" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return {"metrics": lines[-1]}
+        written = (self.work / f"pretrain-{name}").rglob("metrics.jsonl")  # each phase has one
+        latest = max(written, key=lambda path: path.stat().st_mtime)
+        return {"metrics": latest.read_text(encoding="utf-8").splitlines()[-1]}
 
     def learnt_from(self, name: str) -> tuple[Path, ...]:
         if name == "supervised":

@@ -45,7 +45,7 @@ VICTIM = "libero_object-1"  # the task in which the policies' faults strike
 PLAYED = "--suite fault_policies:suite --policy-factory fault_policies:policy --tasks 0,1 --episodes 2"
 PLAY, COLLECT, IMPORT = "libero-evaluation", "libero-collection", "hdf5-import"
 STAGES = {
-    PLAY: Stage(f"eval well {PLAYED} --workers 2 --out {{out}}", "episodes.jsonl", left_by_evaluation),
+    PLAY: Stage(f"eval well {PLAYED} --workers 1 --out {{out}}", "episodes.jsonl", left_by_evaluation),
     COLLECT: Stage(
         "collect libero_object --tasks 0 --episodes 3 --size 64 --workers 1 --out {out}",
         "meta",
@@ -59,7 +59,7 @@ SAID = {  # in the record of an episode in which a fault strikes each time
     "kill": "worker died with signal SIGKILL, 2 times",
     "hang": f"worker said nothing for {HUNG} s, 2 times",
     "memory": "MemoryError|worker died",
-    "context": "OpenGL|EGL|GL|worker died",
+    "context": "lost its context|worker died",
     "nan": "expected finite commands, found nan at",
     "shape": r"expected commands of shape \(>=8, 7\), found \(8, 3\)",
     "raise": "RuntimeError: two lines",

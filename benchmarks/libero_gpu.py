@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -176,7 +176,7 @@ def made(make: Callable[[str], Path], name: str) -> dict[str, Any]:
 def speeds_here(study: GpuStudy) -> Speeds:
     """Measured, or as they were measured before in --out."""
     path = study.out / "speeds.json"
-    if path.is_file():
+    if path.is_file() and not study.args.quick:
         return Speeds(**json.loads(path.read_text(encoding="utf-8")))
     cfg = load_config(study.args.recipe, PretrainConfig, study.pretrain_overrides, stage="pretrain")
     recipe = Recipe(cfg.recipe)
@@ -189,8 +189,9 @@ def speeds_here(study: GpuStudy) -> Speeds:
         raise UserError(f"expected LIBERO to step, found {played_.error}: try lawm doctor")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     found = Speeds(pretrain_s, finetune_s, played_.result, device)
-    study.out.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(found.__dict__, indent=1) + "\n")
+    if not study.args.quick:  # of other batches
+        study.out.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(asdict(found), indent=1) + "\n")
     return found
 
 

@@ -72,18 +72,17 @@ def undisturbed(tmp_path_factory):
 def with_fault(out, fault, **more):
     suite, policy = "fault_policies:suite", "fault_policies:policy"
     return EvaluateArgs(
-        fault, out, suite=suite, policy_factory=policy, tasks="0,1", episodes=1, workers=1, **more
+        fault, out, suite=suite, policy_factory=policy, tasks="1", episodes=2, workers=1, **more
     )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["memory", "context", "no-context"])
+@pytest.mark.parametrize("fault", ["memory", "context"])
 def test_a_worker_without_memory_or_opengl_costs_its_episode_alone(undisturbed, tmp_path, fault):
     out, flag = tmp_path / "e", tmp_path / "flag"
     assert evaluate.run(with_fault(out, f"{fault}:{flag}")) in (0, 1) and flag.exists()
     hit = [r for r in protocol.read(out) if r.error]
-    assert all(r.success is None and "\n" not in r.error for r in hit)
-    assert fault == "no-context" or {r.task for r in hit} <= {"libero_object-1"}
+    assert len(hit) <= 1 and all(r.success is None and "\n" not in r.error for r in hit)
     assert evaluate.run(with_fault(out, f"{fault}:{flag}", resume=True)) == 0
     assert episodes(out) == episodes(undisturbed)
 

@@ -121,7 +121,7 @@ def heat(rows: list[dict[str, Any]]) -> str:
     def shown(value: float | None) -> str:
         if value is None:
             return "not run"
-        lost = (base - value) / base if base else 0.0
+        lost = (base - value) / base if base else 1.0
         step = min(max(int(lost * len(SHADES)), 0), len(SHADES) - 1)
         return f"{SHADES[step] * 3} {value:.0f}%"
 

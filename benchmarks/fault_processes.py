@@ -17,6 +17,8 @@ import psutil
 
 from lawm_policy import cli
 
+LONGEST = 900  # seconds: a command that takes longer hangs
+
 
 class Answer(NamedTuple):
     status: int | None  # None: it hung
@@ -32,17 +34,18 @@ class Answer(NamedTuple):
 # Running commands ----------------------------------------------------------------------------------
 
 
-def start(argv: list[str], log: Path) -> subprocess.Popen[bytes]:
+def start(argv: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
     """`lawm ...` in a process of its own, as a user starts it."""
     with log.open("wb") as err:
         command = [sys.executable, "-m", "lawm_policy", *argv]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err)
+        own = os.environ | environment
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err, env=own)
 
 
-def lawm(argv: list[str], log: Path) -> Answer:
-    child = start(argv, log)
+def lawm(argv: list[str], log: Path, **environment: str) -> Answer:
+    child = start(argv, log, **environment)
     try:
-        status = child.wait(timeout=300)
+        status = child.wait(timeout=LONGEST)
     except subprocess.TimeoutExpired:
         child.kill()
         return Answer(None, log.read_text())
@@ -64,7 +67,7 @@ def lawm_forked(argv: list[str], folder: Path, environment: dict[str, str]) -> A
     context = multiprocessing.get_context("forkserver")
     child = context.Process(target=_in_child, args=(argv, environment, folder, log))
     child.start()
-    child.join(120)
+    child.join(300)
     if child.exitcode is None:
         child.kill()
     return Answer(child.exitcode, log.read_text(errors="replace"))

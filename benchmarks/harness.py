@@ -7,12 +7,13 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tyro
 
 from lawm_policy.runs import hardware, versions, write_text
 from lawm_policy.types import UserError
@@ -113,6 +114,15 @@ def show(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return " to ".join(show(v) for v in value) if len(value) == 2 else ", ".join(show(v) for v in value)
     return str(value)
+
+
+def answer(main: Callable[[Any], None], arguments: type) -> None:
+    """Runs a benchmark; what whoever asked did wrong is one line and exit status 2."""
+    try:
+        main(tyro.cli(arguments))
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def read_journal(path: Path, code: str) -> list[dict[str, Any]]:

@@ -10,29 +10,21 @@ trials for every arm, before the seeds of the table are run on the test states."
 
 from __future__ import annotations
 
-import fnmatch
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import tyro
+from campaign import TUNING_DRAW, Arm, StudyArgs, Unit, compared, rate, work_through
 from harness import Target, write_result
-from study import FULL, QUICK, TUNING_DRAW, Arm, Study
+from study import FULL, QUICK, Study
 
-from lawm_policy import stats
 from lawm_policy.sim.tabletop_tasks import TASKS
 
-TRIALS = {  # the same number for every arm
-    "scratch": ((("train.lr", "5e-4"),), (("train.lr", "1e-3"),), (("train.lr", "2e-3"),)),
-    "pretrained": ((("pretrained_lr", "1.0"),), (("pretrained_lr", "0.3"),), (("pretrained_lr", "0.1"),)),
-}
 RECIPES = ("lawm", "inverse-kl", "variational")
 BEST = "inverse-kl"  # the recipe that stands for pretraining at other n and in the controls
 
@@ -57,95 +49,42 @@ ARMS = (
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(StudyArgs):
     """Success against the number of labelled demonstrations, with and without unlabelled videos."""
 
     out: Path = Path("benchmarks/results/label_efficiency")
-    """small results: one JSON a unit, result.json, page.md"""
     work: Path = Path("runs/label_efficiency")
-    """data and weights; rebuilt from seeds where they are missing"""
-    quick: bool = False
-    """the same code on less work, in minutes; teaches nothing"""
-    plan: bool = False
-    """print the units and what is done, then stop"""
-    table: bool = False
-    """only make the table from the units there are"""
-    only: str = "*"
-    """run the units whose name matches this pattern"""
-    jobs: int = 1
-    """units at a time, one thread each"""
-    resume: bool = False
-    """keep the units that are done"""
 
 
-@dataclass(frozen=True)
-class Unit:
-    name: str
-    minutes: float  # predicted by the pilot, on one core
-    arm: Arm | None = None
-    n: int = 10
-    seed: int = 0
-    trial: int | None = None  # None: the table, on test states
-
-
-def units() -> Iterator[Unit]:
-    yield Unit("data", 25)
+def units(study: Study) -> Iterator[Unit]:
+    yield Unit("data", 25, partial(make_data, study))
     starts = dict.fromkeys(arm.start for arm in ARMS if arm.start)
     for start in [*starts, *(f"{recipe}+z-free" for recipe in RECIPES)]:
-        yield Unit(f"pretrain/{start}", 1 if start.endswith("untrained") else 40)
+        minutes = 1 if start.endswith("untrained") else 40
+        yield Unit(f"pretrain/{start}", minutes, partial(make_pretraining, study, start))
     for arm in (arm for arm in ARMS if not arm.settings_of):
-        for trial in range(3):
-            yield Unit(f"tune/{arm.name}/{trial}", 8, arm, 10, TUNING_DRAW, trial)
+        for trial, settings in enumerate(arm.trials):
+            tune = partial(study.cell, arm, 10, TUNING_DRAW, "val", settings)
+            yield Unit(f"tune/{arm.name}/{trial}", 8, tune)
     cells = [(arm, n, seed) for arm in ARMS for n in arm.ns for seed in range(arm.seeds)]
     for arm, n, seed in sorted(cells, key=lambda c: (c[1] != 10, c[0].settings_of != "", c[2])):
-        yield Unit(f"n{n}/{arm.name}/{seed}", 8 * arm.longer, arm, n, seed)
+        yield Unit(f"n{n}/{arm.name}/{seed}", 8 * arm.longer, partial(make_cell, study, arm, n, seed))
 
 
-def do(study: Study, unit: Unit) -> None:
-    started = time.time()
-    if unit.name == "data":
-        study.data()
-        found: dict[str, Any] = {}
-    elif unit.name.startswith("pretrain/"):
-        run = study.pretraining(unit.name.removeprefix("pretrain/"))
-        found = {"metrics": (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]}
-    else:
-        assert unit.arm is not None
-        if unit.trial is None:
-            settings, split = chosen(study, unit.arm), "test"
-        else:
-            settings, split = trials(unit.arm)[unit.trial], "val"
-        found = study.cell(unit.arm, unit.n, unit.seed, split, settings)
-    study.finish(unit.name, started, found)
+def make_data(study: Study) -> dict[str, Any]:
+    study.data()
+    return {}
 
 
-def trials(arm: Arm) -> tuple[tuple[tuple[str, str], ...], ...]:
-    return TRIALS["pretrained" if arm.start else "scratch"]
+def make_pretraining(study: Study, start: str) -> dict[str, Any]:
+    run = study.pretraining(start)
+    return {"metrics": (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]}
 
 
-def chosen(study: Study, arm: Arm) -> tuple[tuple[str, str], ...]:
-    """The best trial on validation states, by success; ties go to the earlier."""
-    name = arm.settings_of or arm.name
-    tuned = next(a for a in ARMS if a.name == name)
-    rates = [rate(study.result(f"tune/{name}/{i}")) for i in range(3)]
-    if any(np.isnan(rates)):
-        raise SystemExit(
-            f"{arm.name}: its settings are chosen by tune/{name}/*, which is not done: run that first"
-        )
-    return trials(tuned)[int(np.argmax(rates))]
-
-
-def rate(found: dict[str, Any] | None, held_out: bool | None = None) -> float:
-    """Share of successes over tasks; all, or those held out of pretraining, or the others."""
-    if found is None:
-        return float("nan")
-    marks = [
-        int(mark)
-        for task, row in found["successes"].items()
-        if held_out is None or TASKS[task].held_out == held_out
-        for mark in row
-    ]
-    return float(np.mean(marks)) if marks else float("nan")
+def make_cell(study: Study, arm: Arm, n: int, seed: int) -> dict[str, Any]:
+    tuned = next(other for other in ARMS if other.name == (arm.settings_of or arm.name))
+    settings = study.choose(tuned, [f"tune/{tuned.name}/{i}" for i in range(len(tuned.trials))])
+    return study.cell(arm, n, seed, "test", settings)
 
 
 def table(study: Study, args: Args, seconds: float) -> None:
@@ -157,25 +96,13 @@ def table(study: Study, args: Args, seconds: float) -> None:
             if not there:
                 rows.append({"arm": arm.name, "n": n, "seeds": 0, "says": arm.says})
                 continue
-            rates = [100 * rate(f) for f in there.values()]
-            spread = stats.seed_difference(rates)
             base = {seed: study.result(f"n{n}/scratch/{seed}") for seed in there}
-            gains = [100 * (rate(there[s]) - rate(b)) for s, b in base.items() if b is not None]
-            gain = stats.seed_difference(gains) if gains and arm.name != "scratch" else None
-            rows.append(
-                {
-                    "arm": arm.name,
-                    "n": n,
-                    "seeds": len(there),
-                    "mean": float(np.mean(rates)),
-                    "interval": _finite(spread),
-                    "minus_scratch": None if gain is None else gain.value,
-                    "minus_scratch_interval": None if gain is None else _finite(gain),
-                    "held_out_tasks": float(np.mean([100 * rate(f, held_out=True) for f in there.values()])),
-                    "says": arm.says,
-                    "rates": [round(r, 1) for r in rates],
-                }
-            )
+            paired = {seed: b for seed, b in base.items() if b is not None and arm.name != "scratch"}
+            cells = compared(there, paired)
+            held_out = [100 * rate(f, lambda task: TASKS[task].held_out) for f in there.values()]
+            rates = cells.pop("rates")
+            told = {"held_out_tasks": float(np.mean(held_out)), "says": arm.says, "rates": rates}
+            rows.append({"arm": arm.name, "n": n} | cells | told)
     write_result(
         args.out,
         question="How much do unlabelled videos help, at few labelled demonstrations a task?",
@@ -185,10 +112,6 @@ def table(study: Study, args: Args, seconds: float) -> None:
         targets=_targets(rows),
         notes="Student's t intervals over seeds; differences are paired by seed. 0 seeds: not run yet.",
     )
-
-
-def _finite(interval: stats.Interval) -> tuple[float, float] | None:
-    return (interval.low, interval.high) if np.isfinite(interval.low) else None
 
 
 def _targets(rows: list[dict[str, Any]]) -> list[Target]:
@@ -212,73 +135,8 @@ def _targets(rows: list[dict[str, Any]]) -> list[Target]:
 def main(args: Args) -> None:
     study = Study(args.out, args.work, QUICK if args.quick else FULL)
     started = time.monotonic()
-    planned = [u for u in units() if fnmatch.fnmatch(u.name, args.only)]
-    left = [u for u in planned if study.result(u.name) is None]
-    if args.plan:
-        for u in planned:
-            print(f"{'done' if u not in left else f'{u.minutes:4.0f}'}  {u.name}")
-        print(f"{sum(u.minutes for u in left) / 60:.1f} core-hours left in {len(left)} units")
-        return
-    if len(left) < len(planned) and not args.resume and not args.table:
-        raise SystemExit(f"{args.out} holds finished units: give --resume to keep them, or another --out")
-    if not args.table:
-        run(study, left, args)
-    table(study, args, time.monotonic() - started)
-
-
-def run(study: Study, left: list[Unit], args: Args) -> None:
-    """One unit after the other, or several at a time as processes of their own."""
-    if args.jobs == 1:
-        torch.set_num_threads(1)
-        for unit in left:
-            print(f"{time.strftime('%H:%M')} {unit.name} (about {unit.minutes:.0f} minutes)", flush=True)
-            do(study, unit)
-        return
-    running: dict[subprocess.Popen[bytes], Unit] = {}
-    pending = list(left)
-    failed: list[str] = []
-    while pending or running:
-        while pending and len(running) < args.jobs and _ready(pending[0], running):
-            unit = pending.pop(0)
-            print(f"{time.strftime('%H:%M')} {unit.name} (about {unit.minutes:.0f} minutes)", flush=True)
-            flags = ["--quick"] if args.quick else []
-            command = [
-                sys.executable,
-                __file__,
-                "--out",
-                str(args.out),
-                "--work",
-                str(args.work),
-                "--resume",
-                *flags,
-            ]
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-            log = (args.work / "logs" / f"{unit.name.replace('/', '__')}.txt").absolute()
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("wb") as file:
-                process = subprocess.Popen(
-                    [*command, "--only", unit.name], env=environment, stdout=file, stderr=subprocess.STDOUT
-                )
-            running[process] = unit
-        for process in [p for p in running if p.poll() is not None]:
-            unit = running.pop(process)
-            if process.returncode:
-                failed.append(unit.name)
-                print(f"{unit.name} failed: see the logs in {args.work / 'logs'}", flush=True)
-        time.sleep(1.0)
-    if failed:
-        raise SystemExit(f"{len(failed)} units failed: {', '.join(failed)}")
-
-
-def _ready(unit: Unit, running: dict[subprocess.Popen[bytes], Unit]) -> bool:
-    """Data before all, pretrainings before what starts from them, tuning before the table."""
-    stages = ["data", "pretrain", "tune"]
-    mine = unit.name.partition("/")[0]
-    place = stages.index(mine) if mine in stages else len(stages)
-    return all(
-        (stages.index(s) if (s := r.name.partition("/")[0]) in stages else 3) >= place
-        for r in running.values()
-    )
+    if work_through(study, args, partial(units, study), stages=("data", "pretrain", "tune")):
+        table(study, args, time.monotonic() - started)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 import tyro
 from harness import Target, write_result
+from paired import play
 
 from lawm_policy.policies.loading import load_policy
 from lawm_policy.sim.libero_protocol import PRESETS
-from lawm_policy.sim.protocol import SUMMARY, read_summary
-from lawm_policy.stages.compare import compare
 from lawm_policy.stages.evaluate import EvaluateArgs
-from lawm_policy.stages.evaluate import run as evaluate
 
 HORIZONS = (4, 16, 24)  # commands of a chunk that are executed; the policy's own number stands in the base
 BASE = "lawm"
@@ -99,27 +97,17 @@ def main(args: Args) -> None:
     base = args.out / "played" / "0"
     for number, way in enumerate(ways()):
         played = args.out / "played" / str(number)
-        evaluate(
-            EvaluateArgs(
-                args.run,
-                played,
-                suite=f"{args.suite}@{way.preset}",
-                tasks=args.tasks,
-                episodes=args.episodes,
-                execute=way.execute,
-                workers=args.workers,
-                policy_factory=way.factory,
-                resume=(played / SUMMARY).exists(),
-            )
+        grid = EvaluateArgs(
+            args.run,
+            played,
+            suite=f"{args.suite}@{way.preset}",
+            tasks=args.tasks,
+            episodes=args.episodes,
+            execute=way.execute,
+            workers=args.workers,
+            policy_factory=way.factory,
         )
-        told = read_summary(played)
-        row = {"way": way.name, **{key: told["all"][key] for key in ("successes", "episodes", "errors")}}
-        row |= {"success %": 100 * told["all"]["rate"]}
-        row |= {"95% interval": (100 * told["all"]["low"], 100 * told["all"]["high"])}
-        if number:
-            found = compare([base], [played], across=True)["difference"]
-            row |= {"minus as it learnt, points": 100 * found["value"]}
-            row |= {"its interval": (100 * found["low"], 100 * found["high"])}
+        row = {"way": way.name} | play(grid, base if number else None, "as it learnt")
         rows.append(row)
     changes = [abs(row["minus as it learnt, points"]) for row in rows[1:]]
     write_result(

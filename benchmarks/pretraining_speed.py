@@ -6,7 +6,6 @@ clips, by recipe, resolution, model size, batch and precision.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +15,12 @@ import numpy as np
 import torch
 import tyro
 from harness import Target, interval_of_median, write_result
+from timing import random_clip, seconds_a_step
 
 from lawm_policy.config import load_config
 from lawm_policy.recipe import Recipe
 from lawm_policy.stages.pretrain import PretrainConfig
-from lawm_policy.training import TrainConfig, fit
-from lawm_policy.types import Clip
+from lawm_policy.training import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -58,14 +57,6 @@ CELLS = (
 QUICK = (Cell("inverse-kl", decode_steps=3), Cell("lawm", 128, batch=8))
 
 
-def clips(cell: Cell, chunk: int) -> Clip:
-    generator = torch.Generator().manual_seed(0)
-    shape = (cell.batch, chunk + 1, 2, 3, cell.size, cell.size)
-    frames = torch.randint(0, 255, shape, generator=generator, dtype=torch.uint8)
-    mask = torch.ones(cell.batch, 2, dtype=torch.bool)
-    return Clip(frames, mask, ("put the red block in the bowl",) * cell.batch, torch.zeros(cell.batch).long())
-
-
 def measure(cell: Cell, steps: int) -> dict[str, Any]:
     """Median over single steps of the real loop, the first ones left out (they load kernels)."""
     cfg = load_config(cell.recipe, PretrainConfig, stage="pretrain").recipe
@@ -73,19 +64,11 @@ def measure(cell: Cell, steps: int) -> dict[str, Any]:
     policy = replace(cfg.policy, size=cell.size)
     cfg = replace(cfg, policy=policy, world_model=world, world_share=1.0)  # every frame does all of the work
     recipe = Recipe(cfg)
-    batch = clips(cell, cfg.policy.chunk)
-    ends: list[float] = []
-
-    def step(model: torch.nn.Module, data: Clip) -> dict[str, torch.Tensor]:
-        ends.append(time.perf_counter())
-        return model(data)
-
+    batch = random_clip(cell.batch, recipe)
     train = TrainConfig(
         steps=steps, batch_size=cell.batch, ema=0.998, precision=cell.precision, save_every=steps
     )
-    with tempfile.TemporaryDirectory() as folder:
-        fit(recipe, lambda _: batch, train, folder, step_fn=step, metadata={"kind": "speed"})
-    seconds = np.diff(ends)[2:]
+    seconds = seconds_a_step(recipe, batch, train)
     frames = batch.frames_BTVCHW[:, :, :, 0, 0, 0].numel()
     low, high = interval_of_median(frames / seconds)
     return {

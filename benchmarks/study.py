@@ -1,37 +1,28 @@
-"""The units of the label-efficiency study: data, pretraining, and cells (one arm, one n, one seed).
-
-A unit rebuilds what it needs from seeds, resumes where it was stopped, and leaves one small JSON file; the
-heavy things (data, weights) stay in the work folder, which may be lost at any time."""
+"""The units of the label-efficiency study on the tabletop: data, pretraining, and cells (one arm, one n, one
+seed)."""
 
 from __future__ import annotations
 
-import json
 import os
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from campaign import Arm, Campaign, Overrides, played, to_its_end
 from controls import CHANGES, MODULES
 
 from lawm_policy.config import load_config, to_dict
-from lawm_policy.runs import versions, write_text
 from lawm_policy.stages.collect import CollectArgs
 from lawm_policy.stages.collect import run as collect
 from lawm_policy.stages.evaluate import EvaluateArgs
-from lawm_policy.stages.evaluate import run as evaluate
 from lawm_policy.stages.finetune import FinetuneConfig, finetune
 from lawm_policy.stages.importing import ImportArgs
 from lawm_policy.stages.importing import run as import_videos
 from lawm_policy.stages.pretrain import PretrainConfig, pretrain
-from lawm_policy.training import FitResult
 
 VIDEO_SEED, HAND_SEED, DEMO_SEED = 0, 20_000, 50_000  # first scenes; all below the validation states
 CORES = os.cpu_count() or 1  # data come first and alone; every other unit is one thread of Python
-Overrides = tuple[tuple[str, str], ...]
-TUNING_DRAW = 100  # a draw of demonstrations that the table never uses
 
 
 @dataclass(frozen=True)
@@ -79,7 +70,7 @@ QUICK = Sizes(
     arm_videos=4,
     hand_videos=2,
     play_videos=2,
-    demos=8,
+    demos=36,  # 30 to learn from
     states=2,
     pretrain=(("train.steps", "10"), ("train.batch_size", "8"), ("validation_clips", "16")),
     recipes=(("inverse-kl", (("world.steps", "5"),)),),
@@ -89,43 +80,10 @@ QUICK = Sizes(
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One way to come to a policy. Arms share draws of demonstrations, initialisation, budget and states."""
+class Study(Campaign):
+    script: ClassVar[str] = "label_efficiency"
 
-    name: str
-    says: str
-    start: str = ""  # the pretraining that it starts from; "" is scratch
-    settings_of: str = ""  # whose tuned settings it takes; "" is its own
-    train: Literal["all", "controller", "head"] = "all"
-    fresh: tuple[str, ...] = ()  # parts of the start that it does not take
-    overrides: tuple[tuple[str, str], ...] = ()
-    ns: tuple[int, ...] = (10,)
-    seeds: int = 3
-    longer: float = 1.0  # times the steps of fine-tuning
-
-
-@dataclass(frozen=True)
-class Study:
-    out: Path  # small results, committed
-    work: Path  # data and weights
     sizes: Sizes
-
-    # Units and their files.
-
-    def result_path(self, unit: str) -> Path:
-        return self.out / "units" / f"{unit.replace('/', '__')}.json"
-
-    def result(self, unit: str) -> dict[str, Any] | None:
-        path = self.result_path(unit)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-    def finish(self, unit: str, started: float, found: dict[str, Any]) -> None:
-        path = self.result_path(unit)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        command = f"python benchmarks/label_efficiency.py --resume --only {unit}"
-        made_by = versions() | {"command": command}
-        record = {"unit": unit, "seconds": round(time.time() - started, 1), "versions": made_by, **found}
-        write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
     # Data.
 
@@ -144,7 +102,7 @@ class Study:
         for name in ("arm", "hand"):
             source = work / f"videos-{name}"
             arguments = ImportArgs("videos", (source,), stores[name], fps="10", size=64, workers=CORES)
-            self._once(f"import-{name}", lambda a=arguments: import_videos(replace(a, resume=a.out.exists())))
+            self.once(f"import-{name}", lambda a=arguments: import_videos(replace(a, resume=a.out.exists())))
         return stores
 
     def _collect(
@@ -162,22 +120,13 @@ class Study:
             fps=20 if play is None else 10,
             workers=CORES,
         )
-        self._once(f"collect-{out.name}", lambda: collect(replace(arguments, resume=out.exists())))
-
-    def _once(self, what: str, do: Callable[[], int | None]) -> None:
-        mark = self.work / f"{what}.done"
-        if not mark.exists():
-            self.work.mkdir(parents=True, exist_ok=True)
-            if do():
-                raise SystemExit(f"{what} failed")
-            mark.touch()
+        self.once(f"collect-{out.name}", lambda: collect(replace(arguments, resume=out.exists())))
 
     # Pretraining.
 
     def pretraining(self, name: str) -> Path:
-        """The run folder of a pretraining, made where it is missing."""
         out = self.work / f"pretrain-{name}"
-        self._once(f"pretrain-{name}", partial(self._pretrain, name, out))
+        self.once(f"pretrain-{name}", partial(self._pretrain, name, out))
         return out
 
     def _pretrain(self, name: str, out: Path) -> None:
@@ -206,58 +155,11 @@ class Study:
         self, arm: Arm, n: int, draw: int, split: Literal["val", "test"], settings: Overrides
     ) -> dict[str, Any]:
         """Fine-tunes and plays one cell; draw and seed of initialisation are one number."""
-        stores = self.data()
         name = f"{split}-{arm.name}-n{n}-seed{draw}" + "".join(f"-{k}={v}" for k, v in settings)
-        run, played = self.work / "cells" / name, self.work / "cells" / f"{name}-eval"
-        overrides = (*self.sizes.finetune, *settings, *arm.overrides, ("train.seed", str(draw)))
-        cfg = load_config("default", FinetuneConfig, overrides, stage="finetune")
-        if arm.longer > 1:
-            cfg = replace(cfg, train=replace(cfg.train, steps=round(arm.longer * cfg.train.steps)))
-        start = self.pretraining(arm.start) if arm.start else None
-        fitted = to_its_end(
-            finetune(
-                cfg,
-                stores["demos"],
-                run,
-                init=start,
-                demos=n,
-                draw=draw,
-                train=arm.train,
-                fresh=arm.fresh,
-                resume=run.exists(),
-            )
-        )
+        fitted = self.fit(name, arm, self.data()["demos"], (*self.sizes.finetune, *settings), n, draw)
+        out = fitted.run.with_name(f"{name}-eval")
         grid = EvaluateArgs(
-            str(run), played, tasks=self.sizes.tasks, episodes=self.sizes.states, split=split, workers=1
+            str(fitted.run), out, tasks=self.sizes.tasks, episodes=self.sizes.states, split=split, workers=1
         )
-        if evaluate(replace(grid, resume=played.exists())):
-            raise SystemExit(f"{name}: an episode ended in an error; the cell is not counted")
-        return {
-            "arm": arm.name,
-            "n": n,
-            "seed": draw,
-            "split": split,
-            "settings": dict(settings),
-            "held_out_loss": fitted.best_metric,
-            "best_step": fitted.best_step,
-            "steps": fitted.step,
-            "fit_seconds": round(fitted.seconds, 1),
-            "successes": successes(played),
-        }
-
-
-def to_its_end(result: FitResult) -> FitResult:
-    """A training that was told to stop is resumed another time, and is no result."""
-    if result.stopped == "sigterm":
-        raise SystemExit(143)
-    return result
-
-
-def successes(played: Path) -> dict[str, str]:
-    """Task -> one character an initial state, in order: 1 success, 0 failure."""
-    lines = (played / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
-    records = sorted((json.loads(line) for line in lines), key=lambda r: (r["task"], r["init_state"]))
-    tasks: dict[str, str] = {}
-    for r in records:
-        tasks[r["task"]] = tasks.get(r["task"], "") + str(int(r["success"]))
-    return tasks
+        cell = {"arm": arm.name, "n": n, "seed": draw, "split": split, "settings": dict(settings)}
+        return cell | fitted.told | {"successes": played(grid)}

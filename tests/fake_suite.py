@@ -98,7 +98,7 @@ class Walker:
 
 
 class Bad(Walker):
-    """Says nonsense, raises, or kills its worker; `run` says where and how."""
+    """Says nonsense, raises, hangs, or kills its worker; `run` says where and how."""
 
     def act(self, observation):
         if "other" in observation["instruction"]:
@@ -111,6 +111,8 @@ class Bad(Walker):
                     raise RuntimeError("two\nlines")
                 case "die", _, _:
                     os.kill(os.getpid(), signal.SIGKILL)
+                case "hang", _, _:
+                    time.sleep(100)
                 case "raise_once", _, flag if not Path(flag).exists():
                     Path(flag).touch()
                     raise RuntimeError("once")

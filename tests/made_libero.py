@@ -53,3 +53,53 @@ def write_hdf5(path, demos, instruction="pick up the cup and place it in the bin
             for name, values in demo.items():
                 group[name] = values
     return path
+
+
+def hostile_demos():
+    """Name, what it does to the file's demo_1, and what is said of it."""
+
+    def drop(demo, name):
+        del demo[name]
+
+    def link(demo, name):
+        drop(demo, name)
+        demo[name] = h5py.ExternalLink("secret.hdf5", "/data")
+
+    def soft(demo, name):
+        drop(demo, name)
+        demo[name] = h5py.SoftLink("/data/demo_0/actions")
+
+    def put(demo, name, values, **more):
+        drop(demo, name)
+        demo.create_dataset(name, data=values, **more)
+
+    def virtual(demo, name):
+        drop(demo, name)
+        layout = h5py.VirtualLayout((14, 7), np.float64)
+        layout[:] = h5py.VirtualSource("secret.hdf5", "/data", (14, 7))
+        demo.create_virtual_dataset(name, layout)
+
+    def external(demo, name):
+        drop(demo, name)
+        demo.create_dataset(name, (14, 7), np.float64, external=[("/etc/passwd", 0, 14 * 7 * 8)])
+
+    def huge(demo, name):
+        drop(demo, name)
+        demo.create_dataset(name, (10**9, 7), np.float64, chunks=(100, 7), compression="gzip")
+
+    nan = np.full((14, 7), np.nan)
+    return {
+        "lacks": (lambda d: drop(d, "actions"), "lacks actions"),
+        "no images": (lambda d: drop(d, "obs/eye_in_hand_rgb"), "lacks eye_in_hand_rgb"),
+        "external link": (lambda d: link(d, "actions"), "actions is a link to elsewhere"),
+        "soft link": (lambda d: soft(d, "actions"), "actions is a link to elsewhere"),
+        "virtual": (lambda d: virtual(d, "actions"), "keeps its values in another file"),
+        "external storage": (lambda d: external(d, "actions"), "keeps its values in another file"),
+        "huge": (lambda d: huge(d, "actions"), "52 GB"),
+        "nan": (lambda d: put(d, "actions", nan), "not finite"),
+        "text": (lambda d: put(d, "actions", [b"a"]), "expected rows of 7 numbers"),
+        "group": (lambda d: (drop(d, "actions"), d.create_group("actions")), "actions is not a dataset"),
+        "short": (lambda d: put(d, "actions", np.ones((9, 7))), "rows differ in number: 9 of actions"),
+        "float images": (lambda d: put(d, "obs/agentview_rgb", np.ones((14, 8, 8, 3))), "uint8"),
+        "still": (lambda d: put(d, "actions", np.zeros((14, 7))), "nothing moves"),
+    }

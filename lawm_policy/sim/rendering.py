@@ -18,6 +18,7 @@ from lawm_policy.types import UserError
 if TYPE_CHECKING:
     import mujoco
 
+UNDRAWN = 113  # no scene has this in every pixel and channel
 NO_BACKEND = "disable"  # MuJoCo's own word: physics works, rendering does not
 
 
@@ -86,7 +87,11 @@ class CameraRig:
     def render(self, data: mujoco.MjData, camera: str) -> np.ndarray:
         """(H, W, 3) uint8."""
         self._renderer.update_scene(data, camera=camera, scene_option=self._option)
-        return self._renderer.render()
+        image = np.full((self._renderer.height, self._renderer.width, 3), UNDRAWN, np.uint8)
+        self._renderer.render(out=image)
+        if (image == UNDRAWN).all():  # a lost context reads nothing, and says nothing
+            raise RuntimeError("OpenGL drew nothing: this process has lost its context")
+        return image
 
     def close(self) -> None:
         if self in _OPEN:

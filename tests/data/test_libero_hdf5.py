@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 from libero_scripts import pick_and_place, replay
-from made_libero import made_demo, write_hdf5
+from made_libero import hostile_demos, made_demo, write_hdf5
 
 from lawm_policy.cli import main
 from lawm_policy.data.commands import joint_card, joint_commands
@@ -85,56 +85,6 @@ def test_files_that_are_aligned_are_left_alone(tmp_path):
     store = EpisodeStore.open(tmp_path / "store")
     np.testing.assert_allclose(store.actions(0), demo["actions"][2:12], atol=1e-6)
     np.testing.assert_allclose(shades(store.frames(0, "front")), np.arange(3, 13), atol=0.4)
-
-
-def hostile_demos():
-    """Name, what it does to the file's demo_1, and what is said of it."""
-
-    def drop(demo, name):
-        del demo[name]
-
-    def link(demo, name):
-        drop(demo, name)
-        demo[name] = h5py.ExternalLink("secret.hdf5", "/data")
-
-    def soft(demo, name):
-        drop(demo, name)
-        demo[name] = h5py.SoftLink("/data/demo_0/actions")
-
-    def put(demo, name, values, **more):
-        drop(demo, name)
-        demo.create_dataset(name, data=values, **more)
-
-    def virtual(demo, name):
-        drop(demo, name)
-        layout = h5py.VirtualLayout((14, 7), np.float64)
-        layout[:] = h5py.VirtualSource("secret.hdf5", "/data", (14, 7))
-        demo.create_virtual_dataset(name, layout)
-
-    def external(demo, name):
-        drop(demo, name)
-        demo.create_dataset(name, (14, 7), np.float64, external=[("/etc/passwd", 0, 14 * 7 * 8)])
-
-    def huge(demo, name):
-        drop(demo, name)
-        demo.create_dataset(name, (10**9, 7), np.float64, chunks=(100, 7), compression="gzip")
-
-    nan = np.full((14, 7), np.nan)
-    return {
-        "lacks": (lambda d: drop(d, "actions"), "lacks actions"),
-        "no images": (lambda d: drop(d, "obs/eye_in_hand_rgb"), "lacks eye_in_hand_rgb"),
-        "external link": (lambda d: link(d, "actions"), "actions is a link to elsewhere"),
-        "soft link": (lambda d: soft(d, "actions"), "actions is a link to elsewhere"),
-        "virtual": (lambda d: virtual(d, "actions"), "keeps its values in another file"),
-        "external storage": (lambda d: external(d, "actions"), "keeps its values in another file"),
-        "huge": (lambda d: huge(d, "actions"), "52 GB"),
-        "nan": (lambda d: put(d, "actions", nan), "not finite"),
-        "text": (lambda d: put(d, "actions", [b"a"]), "expected rows of 7 numbers"),
-        "group": (lambda d: (drop(d, "actions"), d.create_group("actions")), "actions is not a dataset"),
-        "short": (lambda d: put(d, "actions", np.ones((9, 7))), "rows differ in number: 9 of actions"),
-        "float images": (lambda d: put(d, "obs/agentview_rgb", np.ones((14, 8, 8, 3))), "uint8"),
-        "still": (lambda d: put(d, "actions", np.zeros((14, 7))), "nothing moves"),
-    }
 
 
 def die_on_b(file, name):

@@ -61,3 +61,17 @@ def test_a_fork_of_a_process_that_has_drawn_says_so_instead_of_hanging():
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     CameraRig(model, 8).close()  # here it works still
+
+
+def test_a_lost_context_is_an_error_and_no_picture():
+    model = mujoco.MjModel.from_xml_string(
+        '<mujoco><worldbody><camera name="above" pos="0 0 3"/><geom size=".5"/></worldbody></mujoco>'
+    )
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    rig = CameraRig(model, 32)
+    assert rig.render(data, "above").std() > 0
+    rig._renderer._gl_context.free()  # as a driver's reset leaves it: reads do nothing, in silence
+    with pytest.raises(RuntimeError, match="lost its context"):
+        rig.render(data, "above")
+    rig.close()

@@ -146,11 +146,12 @@ def test_blind_and_without_language():
         ("shape", "expected commands of shape (>=4, 2), found (6, 3)"),
         ("raise", "RuntimeError: two lines"),
         ("die", "worker died with signal SIGKILL, 2 times"),
+        ("hang", "worker said nothing for 5 s, 2 times"),
     ],
 )
 def test_errors_are_not_failures(whole, tmp_path, run, message):
     out = tmp_path / "e"
-    assert evaluate.run(arguments(out, "Bad", run, episodes=1)) == 1
+    assert evaluate.run(arguments(out, "Bad", run, episodes=1, job_seconds=5.0)) == 1
     summary = json.loads((out / "summary.json").read_text())
     assert summary["all"] | {} == {**summary["seen"], "errors": 1} and summary["seen"]["episodes"] == 2
     assert summary["held_out"]["errors"] == 1 and summary["held_out"]["rate"] is None

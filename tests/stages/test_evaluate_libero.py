@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from lawm_policy import cli
 from lawm_policy.sim import protocol
-from lawm_policy.sim.libero_assets import PINNED
+from lawm_policy.sim.libero_assets import ANY_VERSION, PINNED
 from lawm_policy.stages import evaluate
 from lawm_policy.stages.evaluate import EvaluateArgs
 from lawm_policy.types import UserError
@@ -59,3 +60,46 @@ def test_what_cannot_be_played_is_refused_before_anything_is_written(tmp_path):
         with pytest.raises(UserError, match=said):
             evaluate.run(arguments(tmp_path / "e", **more))
         assert not (tmp_path / "e").exists(), more
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "e"
+    assert evaluate.run(with_fault(out, "well")) == 0
+    return out
+
+
+def with_fault(out, fault, **more):
+    suite, policy = "fault_policies:suite", "fault_policies:policy"
+    return EvaluateArgs(
+        fault, out, suite=suite, policy_factory=policy, tasks="1", episodes=2, workers=1, **more
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["memory", "context"])
+def test_a_worker_without_memory_or_opengl_costs_its_episode_alone(undisturbed, tmp_path, fault):
+    out, flag = tmp_path / "e", tmp_path / "flag"
+    assert evaluate.run(with_fault(out, f"{fault}:{flag}")) in (0, 1) and flag.exists()
+    hit = [r for r in protocol.read(out) if r.error]
+    assert len(hit) <= 1 and all(r.success is None and "\n" not in r.error for r in hit)
+    assert evaluate.run(with_fault(out, f"{fault}:{flag}", resume=True)) == 0
+    assert episodes(out) == episodes(undisturbed)
+
+
+@pytest.mark.slow
+def test_another_mujoco_is_refused_or_played_and_told(tmp_path, monkeypatch, capsys):
+    facts = tmp_path / "site" / "mujoco-3.4.0.dist-info" / "METADATA"
+    facts.parent.mkdir(parents=True)
+    facts.write_text("Metadata-Version: 2.1\nName: mujoco\nVersion: 3.4.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    out = tmp_path / "e"
+    command = ["eval", "x", "--suite", "libero_policies:short_suite", "--tasks", "2", "--episodes", "1"]
+    command += ["--policy-factory", "libero_policies:reach_down", "--workers", "0", "--out", str(out)]
+    assert cli.main(command) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "found mujoco 3.4.0" in err and not out.exists()
+    monkeypatch.setenv(ANY_VERSION, "1")
+    assert cli.main(command) == 0
+    told = json.loads((out / "summary.json").read_text())["protocol"]
+    assert told["versions"]["mujoco"] == "3.4.0"

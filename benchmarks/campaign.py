@@ -1,0 +1,330 @@
+"""What resumable studies share: arms, units with their files, cells, and the loop that runs units.
+
+A unit rebuilds what it needs from seeds, resumes where it was stopped, and leaves one small JSON file; the
+heavy things (data, weights) stay in the work folder, which may be lost at any time."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from lawm_policy import stats
+from lawm_policy.config import load_config
+from lawm_policy.runs import versions, write_text
+from lawm_policy.stages.evaluate import EvaluateArgs
+from lawm_policy.stages.evaluate import run as evaluate
+from lawm_policy.stages.finetune import FinetuneConfig, finetune
+from lawm_policy.training import FitResult
+
+Overrides = tuple[tuple[str, str], ...]
+TRIALS = {  # of the rate of fine-tuning: the same number for every arm
+    "scratch": ((("train.lr", "5e-4"),), (("train.lr", "1e-3"),), (("train.lr", "2e-3"),)),
+    "pretrained": ((("pretrained_lr", "1.0"),), (("pretrained_lr", "0.3"),), (("pretrained_lr", "0.1"),)),
+}
+TUNING_DRAW = 100  # a draw of demonstrations that the table never uses
+STOPPED = 143  # the exit status of what was told to stop
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to come to a policy. Arms share draws of demonstrations, initialisation, budget and states."""
+
+    name: str
+    says: str
+    start: str = ""  # the pretraining that it starts from; "" is scratch
+    settings_of: str = ""  # whose tuned settings it takes; "" is its own
+    train: Literal["all", "controller", "head"] = "all"
+    fresh: tuple[str, ...] = ()  # parts of the start that it does not take
+    overrides: Overrides = ()
+    ns: tuple[int, ...] = (10,)
+    seeds: int = 3
+    longer: float = 1.0  # times the steps of fine-tuning
+
+    @property
+    def trials(self) -> tuple[Overrides, ...]:
+        return TRIALS["pretrained" if self.start else "scratch"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work. Its name begins with its stage."""
+
+    name: str
+    minutes: float  # predicted by a pilot, on one core
+    work: Callable[[], dict[str, Any]]  # what its file says
+    after: str = ""  # the unit that it goes on from
+
+
+@dataclass(frozen=True)
+class StudyArgs:
+    """What every study can be asked for."""
+
+    out: Path
+    """small results: one JSON a unit, result.json, page.md"""
+    work: Path
+    """data and weights; rebuilt from seeds where they are missing"""
+    quick: bool = False
+    """the same code on less work, in minutes; teaches nothing"""
+    plan: bool = False
+    """print the units and what is done, then stop"""
+    table: bool = False
+    """only make the table from the units there are"""
+    only: str = "*"
+    """run the units whose name matches this pattern"""
+    jobs: int = 1
+    """units at a time, one thread each"""
+    resume: bool = False
+    """keep the units that are done"""
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """The files of a study. What is trained on and played is its subclass's."""
+
+    script: ClassVar[str]
+
+    out: Path  # small results, committed
+    work: Path  # data and weights
+
+    # Units and their files.
+
+    def result_path(self, unit: str) -> Path:
+        return self.out / "units" / f"{unit.replace('/', '__')}.json"
+
+    def result(self, unit: str) -> dict[str, Any] | None:
+        path = self.result_path(unit)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def finish(self, unit: str, started: float, found: dict[str, Any]) -> None:
+        path = self.result_path(unit)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = f"python benchmarks/{self.script}.py --resume --only {unit}"
+        made_by = versions() | {"command": command}
+        record = {"unit": unit, "seconds": round(time.time() - started, 1), "versions": made_by, **found}
+        write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+    def once(self, what: str, do: Callable[[], int | None]) -> None:
+        mark = self.work / f"{what}.done"
+        if not mark.exists():
+            self.work.mkdir(parents=True, exist_ok=True)
+            if do():
+                raise SystemExit(f"{what} failed")
+            mark.touch()
+
+    def pretraining(self, name: str) -> Path:
+        """The run folder of a pretraining, made where it is missing."""
+        raise NotImplementedError
+
+    # Cells.
+
+    def fit(self, name: str, arm: Arm, demos: Path, settings: Overrides, n: int | None, draw: int) -> Fitted:
+        """Fine-tunes one cell; draw and seed of initialisation are one number."""
+        run = self.work / "cells" / name
+        overrides = (*settings, *arm.overrides, ("train.seed", str(draw)))
+        cfg = load_config("default", FinetuneConfig, overrides, stage="finetune")
+        if arm.longer > 1:
+            cfg = replace(cfg, train=replace(cfg.train, steps=round(arm.longer * cfg.train.steps)))
+        fitted = to_its_end(
+            finetune(
+                cfg,
+                demos,
+                run,
+                init=self.pretraining(arm.start) if arm.start else None,
+                demos=n,
+                draw=draw,
+                train=arm.train,
+                fresh=arm.fresh,
+                resume=run.exists(),
+            )
+        )
+        told = {"held_out_loss": fitted.best_metric, "best_step": fitted.best_step, "steps": fitted.step}
+        return Fitted(run, told | {"fit_seconds": round(fitted.seconds, 1)})
+
+    def choose(self, arm: Arm, names: Sequence[str]) -> Overrides:
+        """The best trial on validation states, by success; ties go to the earlier."""
+        rates = [rate(self.result(name)) for name in names]
+        if np.isnan(rates).any():
+            raise SystemExit(
+                f"{arm.name}: its settings are chosen by {', '.join(names)}, not all done: run those first"
+            )
+        return arm.trials[int(np.argmax(rates))]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fine-tuned run and what its record says of it."""
+
+    run: Path
+    told: dict[str, Any]
+
+
+def to_its_end(result: FitResult) -> FitResult:
+    """A training that was told to stop is resumed another time, and is no result."""
+    if result.stopped == "sigterm":
+        raise SystemExit(STOPPED)
+    return result
+
+
+def for_minutes(minutes: float, train: Callable[[], Any]) -> None:
+    """Trains for so long and no longer: then it saves as when a batch system stops it, and another unit goes
+    on. Nothing may follow the training in `train`."""
+    timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    try:
+        train()
+    except SystemExit as end:
+        if end.code != STOPPED:
+            raise
+    finally:
+        timer.cancel()
+
+
+def played(grid: EvaluateArgs, harmless: str = "") -> dict[str, str]:
+    """Task -> one character an initial state, in order: 1 success, 0 failure, and - where the state is no
+    episode (its error begins with `harmless`), which every arm finds alike."""
+    status = evaluate(replace(grid, resume=grid.out.exists()))
+    lines = (grid.out / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
+    records = sorted((json.loads(line) for line in lines), key=lambda r: (r["task"], r["init_state"]))
+    errors = [r["error"] for r in records if r["error"] is not None]
+    if status and not (harmless and all(error.startswith(harmless) for error in errors)):
+        raise SystemExit(f"{grid.out.name}: an episode ended in an error; the cell is not counted")
+    tasks: dict[str, str] = {}
+    for r in records:
+        tasks[r["task"]] = tasks.get(r["task"], "") + ("-" if r["error"] else str(int(r["success"])))
+    return tasks
+
+
+# Tables ----------------------------------------------------------------------------------------------
+
+
+def rate(found: Mapping[str, Any] | None, wanted: Callable[[str], bool] = lambda task: True) -> float:
+    """Share of successes over those tasks."""
+    if found is None:
+        return float("nan")
+    rows = (row for task, row in found["successes"].items() if wanted(task))
+    marks = [int(mark) for row in rows for mark in row if mark != "-"]
+    return float(np.mean(marks)) if marks else float("nan")
+
+
+def compared(there: Mapping[int, Any], base: Mapping[int, Any] | None) -> dict[str, Any]:
+    """Seed -> result of an arm and of the arm that it is compared with, in pairs, as cells of a row."""
+    rates = [100 * rate(found) for found in there.values()]
+    gains = [100 * (rate(there[s]) - rate(b)) for s, b in (base or {}).items() if s in there]
+    gain = stats.seed_difference(gains) if gains else None
+    return {
+        "seeds": len(there),
+        "mean": float(np.mean(rates)),
+        "interval": finite(stats.seed_difference(rates)),
+        "minus_scratch": None if gain is None else gain.value,
+        "minus_scratch_interval": None if gain is None else finite(gain),
+        "rates": [round(r, 1) for r in rates],
+    }
+
+
+def finite(interval: stats.Interval) -> tuple[float, float] | None:
+    return (interval.low, interval.high) if np.isfinite(interval.low) else None
+
+
+# The loop --------------------------------------------------------------------------------------------
+
+
+def work_through(
+    study: Campaign,
+    args: StudyArgs,
+    units: Callable[[], Iterable[Unit]],
+    stages: Sequence[str],
+    flags: Sequence[str] = (),
+) -> bool:
+    """Prints the plan, or runs what is missing of it; False where no table is to be made. `units` is asked
+    again when all are done: what was found may have decided on more."""
+    planned, left = _wanted(study, args, units)
+    if args.plan:
+        for unit in planned:
+            print(f"{'done' if unit not in left else f'{unit.minutes:4.0f}'}  {unit.name}")
+        print(f"{sum(unit.minutes for unit in left) / 60:.1f} core-hours left in {len(left)} units")
+        return False
+    if args.table:
+        return True
+    if len(left) < len(planned) and not args.resume:
+        raise SystemExit(f"{args.out} holds finished units: give --resume to keep them, or another --out")
+    while left:
+        if args.jobs == 1:
+            _one_by_one(study, left)
+        else:
+            _side_by_side(left, args, study.script, stages, flags)
+        left = _wanted(study, args, units)[1]
+    return True
+
+
+def _wanted(
+    study: Campaign, args: StudyArgs, units: Callable[[], Iterable[Unit]]
+) -> tuple[list[Unit], list[Unit]]:
+    planned = [unit for unit in units() if fnmatch.fnmatch(unit.name, args.only)]
+    return planned, [unit for unit in planned if study.result(unit.name) is None]
+
+
+def _say(unit: Unit) -> None:
+    print(f"{time.strftime('%H:%M')} {unit.name} (about {unit.minutes:.0f} minutes)", flush=True)
+
+
+def _one_by_one(study: Campaign, left: list[Unit]) -> None:
+    torch.set_num_threads(1)
+    for unit in left:
+        _say(unit)
+        started = time.time()
+        study.finish(unit.name, started, unit.work())
+
+
+def _side_by_side(
+    left: list[Unit], args: StudyArgs, script: str, stages: Sequence[str], flags: Sequence[str]
+) -> None:
+    """Several at a time, as processes of their own."""
+    running: dict[subprocess.Popen[bytes], Unit] = {}
+    pending = list(left)
+    failed: list[str] = []
+    path = str(Path(__file__).with_name(f"{script}.py"))
+    common = ["--out", str(args.out), "--work", str(args.work), "--resume", *flags]
+    common += ["--quick"] if args.quick else []
+    while pending or running:
+        while pending and len(running) < args.jobs and _ready(pending[0], running.values(), stages):
+            unit = pending.pop(0)
+            _say(unit)
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+            log = (args.work / "logs" / f"{unit.name.replace('/', '__')}.txt").absolute()
+            log.parent.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, path, *common, "--only", unit.name]
+            with log.open("wb") as file:
+                process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+            running[process] = unit
+        for process in [p for p in running if p.poll() is not None]:
+            unit = running.pop(process)
+            if process.returncode:
+                failed.append(unit.name)
+                print(f"{unit.name} failed: see the logs in {args.work / 'logs'}", flush=True)
+        time.sleep(1.0)
+    if failed:
+        raise SystemExit(f"{len(failed)} units failed: {', '.join(failed)}")
+
+
+def _ready(unit: Unit, running: Iterable[Unit], stages: Sequence[str]) -> bool:
+    """Each stage begins when those before it have ended, and a unit when that it goes on from has."""
+
+    def place(name: str) -> int:
+        stage = name.partition("/")[0]
+        return stages.index(stage) if stage in stages else len(stages)
+
+    return all(place(o.name) >= place(unit.name) and o.name != unit.after for o in running)

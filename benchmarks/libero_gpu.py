@@ -1,0 +1,282 @@
+"""The published setting, for a machine with a GPU: pretraining on LIBERO-90 without labels, then 50
+demonstrations a task and 500 episodes in each of four suites, at 128 px, with and without pretraining.
+
+    python benchmarks/libero_gpu.py --plan                       units, seconds a step here, predicted hours
+    python benchmarks/libero_gpu.py --out DIR --datasets LIBERO  with the official HDF5 files below LIBERO
+    python benchmarks/libero_gpu.py --out DIR [--resume]         with scripted experts' demonstrations
+
+The speeds in a plan are measured on the machine that it is made on, once, and kept in --out."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from campaign import (
+    Arm,
+    Campaign,
+    Overrides,
+    StudyArgs,
+    Unit,
+    compared,
+    played,
+    rate,
+    to_its_end,
+    work_through,
+)
+from harness import Target, answer, write_result
+from timing import panda_policy, random_clip, random_demo, seconds_a_step
+
+from lawm_policy.config import load_config
+from lawm_policy.policies.latent_policy import LatentPolicyConfig
+from lawm_policy.recipe import Recipe
+from lawm_policy.runs import write_text
+from lawm_policy.sim import libero_assets
+from lawm_policy.sim.libero_protocol import TASK_COUNTS
+from lawm_policy.sim.workers import run_jobs
+from lawm_policy.stages.collect import CollectArgs
+from lawm_policy.stages.collect import run as collect
+from lawm_policy.stages.evaluate import EvaluateArgs
+from lawm_policy.stages.finetune import FinetuneConfig
+from lawm_policy.stages.importing import ImportArgs
+from lawm_policy.stages.importing import run as import_demos
+from lawm_policy.stages.pretrain import PretrainConfig, pretrain
+from lawm_policy.training import TrainConfig
+from lawm_policy.types import UserError
+
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+VIDEOS = "libero_90"
+DEMOS, STATES, PIXELS = 50, 50, 128
+PUBLISHED = {"scratch": 95.5, "pretrained": 97.25}  # LAWM's BAKU, mean of the four suites
+MEAN_STEPS, EXPERT_STEPS = 150, 110  # control steps of an episode
+PRETRAIN: Overrides = (("train.steps", "60000"), ("train.batch_size", "128"), ("train.save_every", "1000"))
+PRETRAIN += (("recipe.policy.size", str(PIXELS)), ("train.eval_every", "2000"))
+FINETUNE: Overrides = (("train.steps", "30000"), ("train.batch_size", "256"), ("train.save_every", "1000"))
+FINETUNE += (("policy.policy.size", str(PIXELS)), ("train.eval_every", "2000"))
+FEW: Overrides = (("train.steps", "4"), ("train.batch_size", "4"), ("train.eval_every", "0"))
+
+
+@dataclass(frozen=True)
+class Args(StudyArgs):
+    """Success in the published setting, with and without pretraining."""
+
+    out: Path = Path("benchmarks/results/libero_gpu")
+    work: Path = Path("runs/libero_gpu")
+    recipe: str = "lawm"
+    """which pretraining"""
+    datasets: Path | None = None
+    """the official demonstrations: a folder with libero_90, libero_spatial, ... (left out: experts')"""
+    seeds: int = 3
+    """policies of each kind"""
+    workers: int = os.cpu_count() or 1
+    """processes that simulate"""
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Seconds, on this machine."""
+
+    pretrain_step: float
+    finetune_step: float
+    control_step: float  # with the images that a policy looks at; one process
+    device: str
+
+
+@dataclass(frozen=True)
+class GpuStudy(Campaign):
+    script: ClassVar[str] = "libero_gpu"
+
+    args: Args
+
+    @property
+    def pretrain_overrides(self) -> Overrides:
+        return PRETRAIN + ((*FEW, ("validation_clips", "4")) if self.args.quick else ())
+
+    @property
+    def finetune_overrides(self) -> Overrides:
+        return FINETUNE + ((*FEW, ("validation_batches", "1")) if self.args.quick else ())
+
+    def store(self, suite: str) -> Path:
+        """Demonstrations of a suite; of the videos' suite nothing but frames and captions is read."""
+        out, quick = self.work / suite, self.args.quick
+        if self.args.datasets is not None:
+            given = ImportArgs("libero", (self.args.datasets / suite,), out, size=PIXELS)
+            given = replace(given, workers=self.args.workers, resume=out.exists())
+            self.once(suite, lambda: import_demos(given))
+            return out
+        asked = CollectArgs(suite, out, episodes=2 if quick else 60, size=PIXELS, workers=self.args.workers)
+        asked = replace(asked, tasks="0" if quick else "all", protocol="lawm+fresh", resume=out.exists())
+        self.once(suite, lambda: collect(asked))
+        return out
+
+    def pretraining(self, name: str) -> Path:
+        out = self.work / f"pretrain-{name}"
+        self.once(out.name, partial(self._pretrain, name, out))
+        return out
+
+    def _pretrain(self, name: str, out: Path) -> None:
+        # A labelled store would tell by its commands where an episode's motion begins.
+        overrides = (*self.pretrain_overrides, ("data.trim_still", "false"))
+        cfg = load_config(name, PretrainConfig, overrides, stage="pretrain")
+        to_its_end(pretrain(cfg, (self.store(VIDEOS),), out, resume=out.exists()))
+
+    def cell(self, arm: Arm, suite: str, seed: int) -> dict[str, Any]:
+        quick = self.args.quick
+        demos = 1 if quick else DEMOS
+        name = f"{suite}-{arm.name}-{seed}"
+        fitted = self.fit(name, arm, self.store(suite), self.finetune_overrides, demos, seed)
+        grid = EvaluateArgs(
+            str(fitted.run),
+            fitted.run.with_name(f"{name}-eval"),
+            suite=f"{suite}@lawm",
+            tasks="0" if quick else "all",
+            episodes=1 if quick else STATES,
+            workers=min(self.args.workers, 1 if quick else 10),
+        )
+        return {"arm": arm.name, "suite": suite, "seed": seed} | fitted.told | {"successes": played(grid)}
+
+
+def arms(recipe: str) -> tuple[Arm, ...]:
+    return (Arm(recipe, "label-free LIBERO-90 first", recipe), Arm("scratch", "no pretraining"))
+
+
+def units(study: GpuStudy, speeds: Speeds) -> Iterator[Unit]:
+    workers = study.args.workers
+    for suite in (VIDEOS, *SUITES):
+        steps = TASK_COUNTS[suite] * 60 * EXPERT_STEPS
+        minutes = steps * 2 * speeds.control_step / workers / 60  # images at every step
+        yield Unit(f"data/{suite}", minutes, partial(made, study.store, suite))
+    steps = int(dict(study.pretrain_overrides)["train.steps"])
+    start = partial(made, study.pretraining, study.args.recipe)
+    yield Unit(f"pretrain/{study.args.recipe}", steps * speeds.pretrain_step / 60, start)
+    fit = int(dict(study.finetune_overrides)["train.steps"]) * speeds.finetune_step / 60
+    play = 10 * STATES * MEAN_STEPS * speeds.control_step / min(workers, 10) / 60
+    for seed in range(study.args.seeds):
+        for suite in SUITES:
+            for arm in arms(study.args.recipe):
+                yield Unit(f"{suite}/{arm.name}/{seed}", fit + play, partial(study.cell, arm, suite, seed))
+
+
+def made(make: Callable[[str], Path], name: str) -> dict[str, Any]:
+    make(name)
+    return {}
+
+
+# Speeds ---------------------------------------------------------------------------------------------
+
+
+def speeds_here(study: GpuStudy) -> Speeds:
+    """Measured, or as they were measured before in --out."""
+    path = study.out / "speeds.json"
+    if path.is_file() and not study.args.quick:
+        return Speeds(**json.loads(path.read_text(encoding="utf-8")))
+    cfg = load_config(study.args.recipe, PretrainConfig, study.pretrain_overrides, stage="pretrain")
+    recipe = Recipe(cfg.recipe)
+    pretrain_s = timed(recipe, random_clip(cfg.train.batch_size, recipe), cfg.train)
+    fine = load_config("default", FinetuneConfig, study.finetune_overrides, stage="finetune")
+    policy = panda_policy(replace(LatentPolicyConfig(), policy=fine.policy.policy))
+    finetune_s = timed(policy, random_demo(fine.train.batch_size, policy), fine.train)
+    [played_] = run_jobs("libero_gpu:stepping", {}, [f"{SUITES[1]}-0"], workers=1)
+    if played_.error is not None:
+        raise UserError(f"expected LIBERO to step, found {played_.error}: try lawm doctor")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    found = Speeds(pretrain_s, finetune_s, played_.result, device)
+    if not study.args.quick:  # of other batches
+        study.out.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(asdict(found), indent=1) + "\n")
+    return found
+
+
+def timed(module: torch.nn.Module, batch: Any, train: TrainConfig) -> float:
+    short = replace(train, steps=8, warmup=1, eval_every=0, save_every=8)
+    return float(np.median(seconds_a_step(module, batch, short)))
+
+
+def stepping() -> Callable[[str], float]:
+    """A worker that says how long a control step takes when every eighth is looked at."""
+    from lawm_policy.sim.libero_env import LiberoEnv
+
+    def work(task: str) -> float:
+        env = LiberoEnv(task)
+        env.reset(seed=0)
+        began = time.perf_counter()
+        for k in range(48):
+            env.render_now = k % 8 == 7
+            env.step(np.zeros(7))
+        seconds = (time.perf_counter() - began) / 48
+        env.close()
+        return seconds
+
+    return work
+
+
+# The table ------------------------------------------------------------------------------------------
+
+
+def table(study: GpuStudy, speeds: Speeds | None, seconds: float) -> None:
+    rows: list[dict[str, Any]] = []
+    means: dict[str, list[float]] = {}
+    for suite in SUITES:
+
+        def results(arm: str, suite: str = suite) -> dict[int, Any]:
+            found = {s: study.result(f"{suite}/{arm}/{s}") for s in range(study.args.seeds)}
+            return {seed: f for seed, f in found.items() if f is not None}
+
+        for arm in arms(study.args.recipe):
+            there, base = results(arm.name), results("scratch")
+            row = {"suite": suite, "arm": arm.name, "says": arm.says, "seeds": len(there)}
+            if there:
+                row |= compared(there, base if arm.start else None)
+                means.setdefault(arm.name, []).append(float(np.mean([100 * rate(f) for f in there.values()])))
+            rows.append(row if there else row | {"mean": "not run"})
+    write_result(
+        study.out,
+        question="The published setting: four suites, 50 demonstrations, with and without LIBERO-90's videos",
+        seconds=seconds,
+        seeds=list(range(study.args.seeds)),
+        rows=rows,
+        targets=targets(means, study.args.recipe),
+        notes=f"Published means of the four suites: {PUBLISHED['scratch']}% from scratch, "
+        f"{PUBLISHED['pretrained']}% pretrained. Student's t intervals over seeds, pairs by seed. "
+        + ("" if speeds is None else f"Seconds here: {speeds}."),
+    )
+
+
+def targets(means: dict[str, list[float]], recipe: str) -> list[Target]:
+    whole = {arm: float(np.mean(found)) for arm, found in means.items() if len(found) == len(SUITES)}
+    ours, base = whole.get(recipe), whole.get("scratch")
+    gain = None if ours is None or base is None else ours - base
+    return [
+        Target("mean of the four suites, pretrained, %", f">= {PUBLISHED['pretrained']}", ours),
+        Target("mean of the four suites, from scratch, %", f">= {PUBLISHED['scratch']}", base),
+        Target("what pretraining adds, points", "> 0", gain),
+    ]
+
+
+def main(args: Args) -> None:
+    libero_assets.check_ready()
+    study = GpuStudy(args.out, args.work, args)
+    started = time.monotonic()
+    speeds = None if args.table else speeds_here(study)
+    if args.plan and speeds is not None:
+        print(
+            f"{speeds.device}: {1e3 * speeds.pretrain_step:.0f} ms a step of pretraining, "
+            f"{1e3 * speeds.finetune_step:.0f} of fine-tuning, {1e3 * speeds.control_step:.0f} of control"
+        )
+    planned = partial(units, study, speeds or Speeds(0, 0, 0, ""))
+    flags = ["--recipe", args.recipe, "--seeds", str(args.seeds), "--workers", str(args.workers)]
+    flags += ["--datasets", str(args.datasets)] if args.datasets else []
+    if work_through(study, args, planned, ("data", "pretrain"), flags):
+        table(study, speeds, time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    answer(main, Args)

@@ -1,0 +1,335 @@
+"""How much do label-free LIBERO videos help, at few demonstrations a task, where seeing and hearing matter?
+
+    python benchmarks/libero_study.py --plan                 the units, with predicted minutes
+    python benchmarks/libero_study.py --out DIR [--resume] [--jobs 2] [--only 'pilot/*']
+    python benchmarks/libero_study.py --out DIR --table      the table from the units there are
+
+A pilot of scratch alone, on validation states, chooses two suites and for each the number of demonstrations
+at which scratch is neither lost nor perfect. A seed is a draw of demonstrations and an initialisation, the
+same for every arm; arms are compared in pairs. Rates are chosen on validation states, by as many trials for
+each arm, before any test state is played. Where a policy without eyes does nearly as well as the best,
+nothing is shown, and the table says so. Last comes the setting of published results: 50 demonstrations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from campaign import TUNING_DRAW, Arm, StudyArgs, Unit, compared, rate, work_through
+from harness import Target, answer, write_result
+from libero_units import FULL, MAIN, QUICK, STARTS, WIDE, LiberoStudy, Part
+
+from lawm_policy.stats import wilson
+from lawm_policy.types import UserError
+
+PILOT_NS, QUICK_NS = (1, 3, 5, 10), (1,)
+BAND = (25.0, 60.0)  # percent, of scratch
+SEEDS = 5
+BLIND_MARGIN = 20.0  # points by which the best has to be better than a policy without eyes
+FIFTY_GOALS = {"libero_object": ">= 98", "libero_spatial": ">= 95", "libero_goal": ">= 90"}
+SLICES = 2  # units that a pretraining, or a training on 50 demonstrations, takes
+STAGES = ("data", "stores", "pilot", "pretrain", "tune")
+# Minutes on one core, as measured on a machine of two cores.
+COLLECT, JOIN, FIT, PLAY, NEW_TASK = 0.15, 0.01, 6.0, 0.06, 0.15
+
+
+@dataclass(frozen=True)
+class Args(StudyArgs):
+    """Success on LIBERO with few demonstrations, with and without label-free videos."""
+
+    out: Path = Path("benchmarks/results/libero_study")
+    work: Path = Path("runs/libero_study")
+    recipe: str = "inverse-kl"
+    """which pretraining is tried"""
+    judge: str = ""
+    """suites and demonstrations, as libero_goal:3,libero_object:1, in place of what the pilot chose"""
+
+
+def arms(recipe: str) -> tuple[Arm, ...]:
+    return (
+        Arm("scratch", "no pretraining"),
+        Arm(recipe, "label-free videos first", recipe),
+        Arm("supervised", "the same videos with their commands: the headroom", "supervised"),
+        Arm("blind", "no images", overrides=(("policy.sees", "false"),)),
+        Arm("no-language", "no instruction", overrides=(("policy.hears", "false"),)),
+    )
+
+
+# What is judged ------------------------------------------------------------------------------------
+
+
+def judged(study: LiberoStudy, args: Args) -> dict[str, int] | None:
+    """Suite -> demonstrations a task. None while the pilot is not done."""
+    if args.judge:
+        return asked_for(args.judge)
+    found = pilot(study)
+    if any(np.isnan(r) for r in found.values()):
+        return None
+    middle = sum(BAND) / 2
+    best = {
+        suite: min((n for s, n in found if s == suite), key=lambda n: abs(found[suite, n] - middle))
+        for suite in study.sizes.suites
+    }
+    nearest = sorted(best, key=lambda suite: abs(found[suite, best[suite]] - middle))
+    return {suite: best[suite] for suite in nearest[:2]}
+
+
+def pilot(study: LiberoStudy) -> dict[tuple[str, int], float]:
+    """Suite and demonstrations -> success of scratch on validation states, in percent."""
+    ns = QUICK_NS if study.sizes is QUICK else PILOT_NS
+    return {
+        (suite, n): 100 * rate(study.result(f"pilot/{suite}/n{n}"))
+        for suite in study.sizes.suites
+        for n in ns
+    }
+
+
+def asked_for(words: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for word in words.split(","):
+        suite, _, n = word.strip().partition(":")
+        if suite not in FULL.suites or not n.isdigit() or not 1 <= int(n) <= max(PILOT_NS):
+            raise UserError(
+                f"expected --judge as {FULL.suites[1]}:3,{FULL.suites[0]}:1, with 1 to {max(PILOT_NS)} "
+                f"demonstrations, found {word!r}: correct it"
+            )
+        found[suite] = int(n)
+    return found
+
+
+# The units -----------------------------------------------------------------------------------------
+
+
+def units(study: LiberoStudy, args: Args) -> Iterator[Unit]:
+    s, chosen = study.sizes, judged(study, args)
+    yield from demo_units(study, fifty=False)
+    play = fit_minutes({MAIN: s.val_states})
+    for suite, n in pilot(study):
+        scratch = arms(args.recipe)[0]
+        cell = partial(study.cell, scratch, suite, n, TUNING_DRAW, "val", scratch.trials[1])
+        yield Unit(f"pilot/{suite}/n{n}", play, cell)
+    for kind, make in (("videos", study.videos), ("pool", study.pool)):
+        for part in s.videos:
+            yield Unit(f"data/{kind}/{part.name}", collecting(part), partial(made, make, part))
+    episodes = sum(number_of_tasks(part.tasks) * part.episodes for part in s.videos)
+    yield Unit("stores/pool", JOIN * episodes, partial(made, study.pool_store))
+    for start in (args.recipe, "supervised"):
+        yield from slices(study, start)
+    # A plan can be made before it is known which suites there will be.
+    cases = chosen or ({"FIRST": 0, "SECOND": 0} if args.plan else {})
+    for suite, n in cases.items():
+        for arm in arms(args.recipe):
+            for trial, settings in enumerate(arm.trials):
+                cell = partial(study.cell, arm, suite, n, TUNING_DRAW, "val", settings)
+                yield Unit(f"tune/{suite}/{arm.name}/{trial}", play, cell)
+    for seed in range(SEEDS):
+        for suite, n in cases.items():
+            for arm in arms(args.recipe):
+                cell = partial(judge, study, arm, suite, n, seed)
+                yield Unit(f"{suite}/n{n}/{arm.name}/{seed}", fit_minutes(s.states), cell)
+    if cases:
+        yield from demo_units(study, fifty=True)
+        yield from fifty_units(study, args, list(cases))
+
+
+def demo_units(study: LiberoStudy, fifty: bool) -> Iterator[Unit]:
+    kind = "fifty" if fifty else "demos"
+    for suite in study.sizes.suites:
+        parts = study.demo_parts(suite, fifty)
+        for part in parts:
+            work = partial(made, study.demos, part, fifty)
+            yield Unit(f"data/{kind}/{part.name}", collecting(part), work)
+    for suite in study.sizes.suites:
+        episodes = sum(number_of_tasks(p.tasks) * p.episodes for p in study.demo_parts(suite, fifty))
+        yield Unit(f"stores/{kind}/{suite}", JOIN * episodes, partial(made, study.demo_store, suite, fifty))
+
+
+def slices(study: LiberoStudy, start: str) -> Iterator[Unit]:
+    """A pretraining, in units."""
+    for k in range(SLICES):
+        work = partial(study.pretraining_slice, start, k == SLICES - 1)
+        yield Unit(f"pretrain/{start}/{k}", 40, work, f"pretrain/{start}/{k - 1}" if k else "")
+
+
+def fifty_units(study: LiberoStudy, args: Args, cases: list[str]) -> Iterator[Unit]:
+    scratch, best, _, blind, deaf = arms(args.recipe)
+    for arm in (best, scratch, blind, deaf):
+        for suite in study.sizes.suites:
+            tuned = suite if suite in cases else cases[0]
+            name = f"fifty/{suite}/{arm.name}"
+            names = [*(f"{name}/fit-{k}" for k in range(SLICES)), name]
+            for before, unit in pairwise(["", *names]):
+                last = unit == name
+                work = partial(fifty, study, arm, suite, tuned, last)
+                minutes = fit_minutes({"stored": study.sizes.fifty_states}) - FIT if last else 40
+                yield Unit(unit, minutes, work, before)
+
+
+def collecting(part: Part) -> float:
+    return number_of_tasks(part.tasks) * (NEW_TASK + part.episodes * COLLECT)
+
+
+def number_of_tasks(words: str) -> int:
+    spans = [word.partition("-")[::2] for word in words.split(",")]
+    return sum(int(last or first) - int(first) + 1 for first, last in spans)
+
+
+def fit_minutes(states: Mapping[str, int]) -> float:
+    """Of a cell: its training, ten tasks to open for each kind of start, and its episodes."""
+    return FIT + sum(10 * (NEW_TASK + PLAY * number) for number in states.values())
+
+
+def made(make: Callable[..., Path], *arguments: Any) -> dict[str, Any]:
+    make(*arguments)
+    return {}
+
+
+def judge(study: LiberoStudy, arm: Arm, suite: str, n: int, seed: int) -> dict[str, Any]:
+    return study.cell(arm, suite, n, seed, "test", settings_of(study, arm, suite))
+
+
+def fifty(study: LiberoStudy, arm: Arm, suite: str, tuned: str, last: bool) -> dict[str, Any]:
+    """With the rate that was chosen for this arm, where it was."""
+    settings = settings_of(study, arm, tuned)
+    return study.fifty(arm, suite, settings) if last else study.fifty_slice(arm, suite, settings)
+
+
+def settings_of(study: LiberoStudy, arm: Arm, suite: str) -> Any:
+    return study.choose(arm, [f"tune/{suite}/{arm.name}/{i}" for i in range(len(arm.trials))])
+
+
+# The table -----------------------------------------------------------------------------------------
+
+
+def table(study: LiberoStudy, args: Args, seconds: float) -> None:
+    chosen = judged(study, args)
+    rows = pilot_rows(study)
+    for suite, n in (chosen or {}).items():
+        for start in STARTS:
+            rows += cell_rows(study, args, suite, n, start)
+    fifties = fifty_rows(study, args)
+    write_result(
+        args.out,
+        question="How much do label-free LIBERO videos help, at few demonstrations a task?",
+        seconds=seconds,
+        seeds=list(range(SEEDS)),
+        rows=rows + fifties,
+        targets=targets(study, args, chosen, rows, fifties),
+        notes="Student's t intervals over seeds; differences are paired by seed; pilot and n = "
+        f"{study.sizes.fifty[0]}: one seed, Wilson's interval. Starts: wide (regions enlarged by "
+        + ", ".join(f"{suite} {factor}" for suite, factor in WIDE.items())
+        + "), fresh (LIBERO's regions), stored. A cell proves nothing where a policy without images comes "
+        f"within {BLIND_MARGIN:.0f} points of the best. Not run: not run yet.",
+    )
+
+
+def pilot_rows(study: LiberoStudy) -> list[dict[str, Any]]:
+    rows = []
+    for (suite, n), found in pilot(study).items():
+        row = {"suite": suite, "n": n, "start": f"{MAIN}, validation", "arm": "scratch (pilot)"}
+        done = study.result(f"pilot/{suite}/n{n}")
+        rows.append(row | ({"verdict": "not run"} if done is None else {"mean": found, **share(done)}))
+    return rows
+
+
+def cell_rows(study: LiberoStudy, args: Args, suite: str, n: int, start: str) -> list[dict[str, Any]]:
+    """One row an arm; what they show together stands in each."""
+
+    def marks(arm: str) -> dict[int, Any]:
+        found = {seed: study.result(f"{suite}/n{n}/{arm}/{seed}") for seed in range(SEEDS)}
+        return {
+            seed: {"successes": f["successes"] if start == MAIN else f["beside"][start]}
+            for seed, f in found.items()
+            if f is not None
+        }
+
+    base, rows = marks("scratch"), []
+    for arm in arms(args.recipe):
+        row: dict[str, Any] = {"suite": suite, "n": n, "start": start, "arm": arm.name, "says": arm.says}
+        there = marks(arm.name)
+        if there:
+            row |= compared(there, base if arm.name != "scratch" else None)
+        rows.append(row | {"seeds": len(there)})
+    return with_verdict(rows)
+
+
+def with_verdict(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Whether these rows can show anything: only if what sees is clearly better than what does not."""
+    mean = {row["arm"]: row["mean"] for row in rows if "mean" in row}
+    seeing = [value for arm, value in mean.items() if arm not in ("blind", "no-language")]
+    if "blind" not in mean or not seeing:
+        verdict = "open: blind not run" if "blind" not in mean else "open"
+    elif max(seeing) - mean["blind"] < BLIND_MARGIN:
+        verdict = f"proves nothing: blind {max(seeing) - mean['blind']:.1f} points below the best"
+    else:
+        verdict = f"blind {max(seeing) - mean['blind']:.1f} points below the best"
+    return [row | {"verdict": verdict if "mean" in row else "not run"} for row in rows]
+
+
+def fifty_rows(study: LiberoStudy, args: Args) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for suite in study.sizes.suites:
+        group = []
+        for arm in (arm for arm in arms(args.recipe) if arm.name != "supervised"):
+            row = {"suite": suite, "n": study.sizes.fifty[0], "start": "stored", "arm": arm.name}
+            row |= {"says": arm.says}
+            done = study.result(f"fifty/{suite}/{arm.name}")
+            group.append(row if done is None else row | {"mean": 100 * rate(done), "seeds": 1, **share(done)})
+        rows += with_verdict(group)
+    return rows
+
+
+def share(done: Mapping[str, Any]) -> dict[str, Any]:
+    marks = "".join(done["successes"].values())
+    found = wilson(marks.count("1"), marks.count("1") + marks.count("0"))
+    return {"interval": (100 * found.low, 100 * found.high)}
+
+
+def targets(
+    study: LiberoStudy,
+    args: Args,
+    chosen: dict[str, int] | None,
+    rows: list[dict[str, Any]],
+    fifties: list[dict[str, Any]],
+) -> list[Target]:
+    found = []
+    for k, word in enumerate(("first", "second")):
+        suite = list(chosen or {})[k : k + 1]
+        case = f"{suite[0]}, n = {chosen[suite[0]]}" if chosen and suite else f"{word} suite"
+        main = {r["arm"]: r for r in rows if [r["suite"]] == suite and r["start"] == MAIN and "mean" in r}
+        best, scratch, blind = (main.get(arm, {}) for arm in (args.recipe, "scratch", "blind"))
+        gain, interval = best.get("minus_scratch"), best.get("minus_scratch_interval")
+        above = max((r["mean"] for a, r in main.items() if a not in ("blind", "no-language")), default=None)
+        apart = None if above is None or not blind else above - blind["mean"]
+        low, high = BAND
+        found += [
+            Target(f"{case}, wide: {args.recipe} - scratch, points", ">= 15", gain, interval),
+            Target(f"{case}, wide: low end of that interval", "> 0", interval[0] if interval else None),
+            Target(f"{case}, wide: the best - blind, points", f">= {BLIND_MARGIN:.0f}", apart),
+            Target(f"{case}, wide: scratch, low end", f">= {low:.0f}", scratch.get("mean")),
+            Target(f"{case}, wide: scratch, high end", f"<= {high:.0f}", scratch.get("mean")),
+        ]
+    n = study.sizes.fifty[0]
+    for suite, goal in FIFTY_GOALS.items():
+        row = next((r for r in fifties if (r["suite"], r["arm"]) == (suite, args.recipe)), {})
+        name = f"{suite}, {n} demonstrations, stored states: {args.recipe}, success %"
+        found.append(Target(name, goal, row.get("mean"), row.get("interval")))
+    return found
+
+
+def main(args: Args) -> None:
+    study = LiberoStudy(args.out, args.work, QUICK if args.quick else FULL)
+    started = time.monotonic()
+    flags = ["--recipe", args.recipe, *(["--judge", args.judge] if args.judge else [])]
+    if work_through(study, args, partial(units, study, args), STAGES, flags):
+        table(study, args, time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    answer(main, Args)

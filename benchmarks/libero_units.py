@@ -1,0 +1,306 @@
+"""The units of the LIBERO study: label-free videos, demonstrations, pretraining and cells.
+
+Everything is drawn: videos, demonstrations, validation and test states have seeds of their own, and the
+stored states, on which everybody tests, are in nothing that is trained on."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from campaign import Arm, Campaign, Fitted, Overrides, for_minutes, played, to_its_end
+
+from lawm_policy.config import load_config
+from lawm_policy.data.lerobot_import import find_episodes, stage_stored
+from lawm_policy.data.store import EpisodeStore
+from lawm_policy.data.store_writer import StoreWriter
+from lawm_policy.sim.protocol import SPLITS
+from lawm_policy.stages.collect import CollectArgs
+from lawm_policy.stages.collect import run as collect
+from lawm_policy.stages.evaluate import EvaluateArgs
+from lawm_policy.stages.finetune import FinetuneConfig, finetune
+from lawm_policy.stages.importing import ImportArgs
+from lawm_policy.stages.importing import run as import_videos
+from lawm_policy.stages.pretrain import PretrainConfig, pretrain
+
+VIDEO_SEED, DEMO_SEED, FIFTY_SEED = 0, 50_000, 70_000  # first states; all below the validation's
+assert max(VIDEO_SEED, DEMO_SEED, FIFTY_SEED) + 10_000 < min(SPLITS.values())
+# By how much regions are enlarged: things then move by about 7 cm, where blind policies fail.
+WIDE = {"libero_object": 3, "libero_spatial": 5, "libero_goal": 5, "libero_10": 3, "libero_90": 3}
+STARTS = ("wide", "fresh", "stored")  # the first is the main result
+MAIN = STARTS[0]
+PIXELS, VIDEO_HZ = 64, 10
+SLICE = 40.0  # minutes that one unit of a long training takes
+NO_EPISODE = "BrokenPremise"  # what the record of a state that is no episode begins with
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some tasks of a suite: what one unit collects."""
+
+    suite: str
+    tasks: str
+    episodes: int  # a task
+
+    @property
+    def name(self) -> str:
+        return f"{self.suite}/{self.tasks.replace(',', '.')}"
+
+    @property
+    def folder(self) -> str:
+        return self.name.replace("/", "-")
+
+
+def parts(suite: str, tasks: tuple[str, ...], episodes: int) -> tuple[Part, ...]:
+    return tuple(Part(suite, words, episodes) for words in tasks)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Fixed by a pilot, once, before the seeds of the table are run."""
+
+    suites: tuple[str, ...]  # those that the pilot tries
+    videos: tuple[Part, ...]  # label-free; the same episodes with commands are for the supervised arm
+    demo_tasks: tuple[str, ...]  # of each suite, by unit
+    demos: int  # a task, from which each seed draws n
+    fifty_tasks: tuple[str, ...]
+    fifty: tuple[int, int]  # demonstrations a task in the setting of published results: learnt, collected
+    tasks: str  # that are judged
+    states: dict[str, int]  # start -> initial states a task in each cell of the table
+    val_states: int
+    fifty_states: int
+    pretrain: Overrides
+    recipes: tuple[tuple[str, Overrides], ...]  # more for one recipe: as many minutes for each
+    supervised: Overrides
+    finetune: Overrides
+    fifty_finetune: Overrides
+
+
+HALVES = ("0-4", "5-9")
+THREE = ("libero_object", "libero_goal", "libero_spatial")
+# Without doors, and without what goes into shelves and caddies: no expert does those.
+NINETY = ("0-10", "11-21", "22-32", "34,36-39,41,43-46", "47-59", "60-72")
+FULL = Sizes(
+    suites=THREE,
+    videos=(*parts("libero_90", NINETY, 5), *(p for suite in THREE for p in parts(suite, HALVES, 30))),
+    demo_tasks=HALVES,
+    demos=24,
+    fifty_tasks=("0-1", "2-3", "4-5", "6-7", "8-9"),
+    fifty=(50, 60),  # a tenth is for validation
+    tasks="all",
+    states={"wide": 12, "fresh": 10, "stored": 10},
+    val_states=10,
+    fifty_states=50,
+    pretrain=(
+        ("train.steps", "6000"),
+        ("train.batch_size", "64"),
+        ("train.eval_every", "500"),
+        ("train.save_every", "150"),
+        ("recipe.world_model.decode_steps", "3"),
+    ),
+    recipes=(("inverse-kl", (("world.steps", "6000"),)),),
+    supervised=(("train.steps", "9000"), ("train.batch_size", "64"), ("train.eval_every", "500")),
+    finetune=(("train.steps", "1200"), ("train.batch_size", "64"), ("train.eval_every", "200")),
+    fifty_finetune=(("train.steps", "16000"), ("train.batch_size", "64"), ("train.eval_every", "1000")),
+)
+_FEW = (("train.steps", "10"), ("train.batch_size", "8"))
+QUICK = Sizes(
+    suites=("libero_object", "libero_goal"),
+    videos=(Part("libero_90", "46", 2), Part("libero_object", "0", 2)),
+    demo_tasks=("0",),
+    demos=2,
+    fifty_tasks=("0",),
+    fifty=(1, 2),
+    tasks="0",
+    states={"wide": 1, "fresh": 1, "stored": 1},
+    val_states=1,
+    fifty_states=1,
+    pretrain=(*_FEW, ("validation_clips", "16")),
+    recipes=(("inverse-kl", (("world.steps", "5"),)),),
+    supervised=(*_FEW, ("validation_batches", "1")),
+    finetune=(*_FEW, ("validation_batches", "1")),
+    fifty_finetune=(*_FEW, ("validation_batches", "1")),
+)
+
+
+def protocol(suite: str, start: str) -> str:
+    """How every policy here is played, and how what it learns from is drawn."""
+    words = {"wide": f"+wide:{WIDE[suite]}", "fresh": "+fresh", "stored": ""}[start]
+    return f"lawm+lite{words}"
+
+
+@dataclass(frozen=True)
+class LiberoStudy(Campaign):
+    script: ClassVar[str] = "libero_study"
+
+    sizes: Sizes
+
+    # Data. Units of one stage may run side by side; what they make is joined in the next.
+
+    def videos(self, part: Part) -> Path:
+        """A store of a part's label-free videos."""
+        source, out = self.work / f"videos-{part.folder}", self.work / f"store-{part.folder}"
+        self._collect(source, part, MAIN, VIDEO_SEED, "videos")
+        asked = ImportArgs("videos", (source,), out, fps=str(VIDEO_HZ), size=PIXELS, workers=1)
+        self.once(f"import-{part.folder}", lambda: import_videos(replace(asked, resume=out.exists())))
+        return out
+
+    def pool(self, part: Part) -> Path:
+        """The very episodes of `videos`, with their commands: for the supervised arm alone."""
+        out = self.work / f"pool-{part.folder}"
+        self._collect(out, part, MAIN, VIDEO_SEED, "demos")
+        return out
+
+    def demos(self, part: Part, fifty: bool = False) -> Path:
+        """Demonstrations of a part, from wide states; the fifty from states as LIBERO draws them."""
+        kind = "fifty" if fifty else "demos"
+        out = self.work / f"{kind}-{part.folder}"
+        self._collect(out, part, "fresh" if fifty else MAIN, FIFTY_SEED if fifty else DEMO_SEED, "demos")
+        return out
+
+    def demo_parts(self, suite: str, fifty: bool = False) -> tuple[Part, ...]:
+        s = self.sizes
+        return parts(suite, s.fifty_tasks, s.fifty[1]) if fifty else parts(suite, s.demo_tasks, s.demos)
+
+    def demo_store(self, suite: str, fifty: bool = False) -> Path:
+        out = self.work / f"{'fifty' if fifty else 'demos'}-{suite}"
+        self.once(out.name, lambda: join([self.demos(p, fifty) for p in self.demo_parts(suite, fifty)], out))
+        return out
+
+    def pool_store(self) -> Path:
+        out = self.work / "pool"
+        self.once(out.name, lambda: join([self.pool(part) for part in self.sizes.videos], out))
+        return out
+
+    def _collect(
+        self, out: Path, part: Part, start: str, seed: int, kind: Literal["demos", "videos"]
+    ) -> None:
+        asked = CollectArgs(
+            part.suite,
+            out,
+            kind=kind,
+            tasks=part.tasks,
+            episodes=part.episodes,
+            seed=seed,
+            size=PIXELS,
+            protocol=protocol(part.suite, start),
+            fps=VIDEO_HZ if kind == "videos" else 20,
+            workers=1,
+        )
+        self.once(f"collect-{out.name}", lambda: collect(replace(asked, resume=out.exists())))
+
+    # Pretraining.
+
+    def pretraining(self, name: str) -> Path:
+        out = self.work / f"pretrain-{name}"
+        self.once(out.name, partial(self._pretrain, name, out))
+        return out
+
+    def pretraining_slice(self, name: str, last: bool) -> dict[str, Any]:
+        """As far as one unit gets; the last goes on to the end."""
+        self.learnt_from(name)
+        if last:
+            self.pretraining(name)
+        else:
+            for_minutes(SLICE, lambda: self.pretraining(name))
+        written = (self.work / f"pretrain-{name}").rglob("metrics.jsonl")  # each phase has one
+        latest = max(written, key=lambda path: path.stat().st_mtime)
+        return {"metrics": latest.read_text(encoding="utf-8").splitlines()[-1]}
+
+    def learnt_from(self, name: str) -> tuple[Path, ...]:
+        if name == "supervised":
+            return (self.pool_store(),)
+        return tuple(self.videos(part) for part in self.sizes.videos)
+
+    def _pretrain(self, name: str, out: Path) -> None:
+        s, resume, stores = self.sizes, out.exists(), self.learnt_from(name)
+        if name == "supervised":
+            supervised = load_config("default", FinetuneConfig, s.supervised, stage="finetune")
+            to_its_end(finetune(supervised, stores[0], out, resume=resume))
+            return
+        overrides = s.pretrain + dict(s.recipes).get(name, ())
+        cfg = load_config(name, PretrainConfig, overrides, stage="pretrain")
+        shares = tuple(float(len(EpisodeStore.open(store).episodes)) for store in stores)
+        to_its_end(pretrain(replace(cfg, weights=shares), stores, out, resume=resume))
+
+    # Cells.
+
+    def cell(
+        self,
+        arm: Arm,
+        suite: str,
+        n: int,
+        draw: int,
+        split: Literal["val", "test"],
+        settings: Overrides,
+    ) -> dict[str, Any]:
+        """Fine-tunes and plays one cell. Validation has wide states alone, the test all kinds of starts."""
+        s = self.sizes
+        name = f"{suite}-{split}-{arm.name}-n{n}-seed{draw}" + "".join(f"-{k}={v}" for k, v in settings)
+        fitted = self.fit(name, arm, self.demo_store(suite), (*s.finetune, *settings), n, draw)
+        starts = {MAIN: s.val_states} if split == "val" else s.states
+        marks = {
+            start: self._play(fitted.run, suite, start, states, split) for start, states in starts.items()
+        }
+        cell = {"arm": arm.name, "suite": suite, "n": n, "seed": draw, "split": split}
+        cell |= {"settings": dict(settings), "successes": marks[MAIN]}
+        beside = {start: tasks for start, tasks in marks.items() if start != MAIN}
+        return cell | fitted.told | {"beside": beside}
+
+    def fifty(self, arm: Arm, suite: str, settings: Overrides) -> dict[str, Any]:
+        """The setting of published results: many demonstrations, all stored states."""
+        fitted = self._fit_fifty(arm, suite, settings)
+        marks = self._play(fitted.run, suite, "stored", self.sizes.fifty_states, "test")
+        cell = {"arm": arm.name, "suite": suite, "settings": dict(settings), "successes": marks}
+        return cell | fitted.told
+
+    def fifty_slice(self, arm: Arm, suite: str, settings: Overrides) -> dict[str, Any]:
+        """Trains for a unit's time."""
+        self.demo_store(suite, fifty=True)
+        if arm.start:
+            self.pretraining(arm.start)
+        for_minutes(SLICE, lambda: self._fit_fifty(arm, suite, settings))
+        return {"arm": arm.name, "suite": suite}
+
+    def _fit_fifty(self, arm: Arm, suite: str, settings: Overrides) -> Fitted:
+        s, store = self.sizes, self.demo_store(suite, fifty=True)
+        name = f"{suite}-fifty-{arm.name}"
+        return self.fit(name, arm, store, (*s.fifty_finetune, *settings), s.fifty[0], draw=0)
+
+    def _play(
+        self, run: Path, suite: str, start: str, states: int, split: Literal["val", "test"]
+    ) -> dict[str, str]:
+        grid = EvaluateArgs(
+            str(run),
+            run.with_name(f"{run.name}-{start}"),
+            suite=f"{suite}@{protocol(suite, start)}",
+            tasks=self.sizes.tasks,
+            episodes=states,
+            split=split,
+            workers=1,
+        )
+        return played(grid, harmless=NO_EPISODE)
+
+
+def join(stores: list[Path], out: Path) -> None:
+    """Labelled stores of one robot as one: a policy learns from one store."""
+    shutil.rmtree(out, ignore_errors=True)  # of a join that was interrupted
+    first = EpisodeStore.open(stores[0])
+    with StoreWriter(
+        out,
+        fps=first.fps,
+        cameras=dict.fromkeys(first.cameras, (PIXELS, PIXELS)),
+        state_names=first.state_names,
+        action_names=first.action_names,
+        robot=first.robot,
+    ) as writer:
+        for store in stores:
+            for episode in find_episodes(store, {}, ""):
+                folder = writer.staging_folder()
+                _, problem = stage_stored(folder, episode, writer.shape, rotate=False)
+                if problem is not None:
+                    raise SystemExit(f"{episode.source} cannot be read: {problem}")
+                writer.commit(folder)

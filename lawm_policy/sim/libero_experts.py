@@ -12,11 +12,12 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from lawm_policy.sim.libero_doors import Joint
 from lawm_policy.sim.libero_env import LiberoEnv
 from lawm_policy.sim.libero_hand import Moves, Style
 from lawm_policy.sim.libero_protocol import split_task
 from lawm_policy.sim.libero_scene import Scene
-from lawm_policy.sim.libero_skills import Destination, Joint, Skills
+from lawm_policy.sim.libero_skills import Destination, Skills
 
 Goal = tuple[str, ...]  # ("on", "akita_black_bowl_1", "plate_1")
 ROUNDS = 5
@@ -52,7 +53,8 @@ class Expert(Skills):
             joint = self.joint(goal)
             if self.env.model.jnt_type[joint.index] == int(mujoco.mjtJoint.mjJNT_SLIDE):
                 yield from self.open_drawer(joint) if kind == "open" else self.close_drawer(joint)
-            # No skill swings a door yet (the microwave's): the goal stays unreached.
+            else:
+                yield from self.swing(joint)
         else:
             raise ValueError(f"expected a goal such as LIBERO's tasks have, found {goal}")
 
@@ -111,9 +113,8 @@ class Expert(Skills):
         nearer, further = (low, high) if abs(low - now) < abs(high - now) else (high, low)
         sign = np.sign(further - nearer) if kind != "close" else np.sign(low + high - 2 * now)
         wanted = nearer + sign * BEYOND[kind]
-        return Joint(
-            index, int(model.jnt_bodyid[index]), float(wanted), lambda: self._past(index, wanted, sign)
-        )
+        body = int(model.jnt_bodyid[index])
+        return Joint(index, body, float(wanted), float(sign), lambda: self._past(index, wanted, sign))
 
     def _past(self, index: int, wanted: float, sign: float) -> bool:
         now = float(self.env.data.qpos[self.env.model.jnt_qposadr[index]])

@@ -29,6 +29,9 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.places_N3)
 
+    def only(self, k: int) -> Boxes:
+        return Boxes(self.places_N3[k : k + 1], self.turns_N33[k : k + 1], self.halves_N3[k : k + 1])
+
     def corners_M3(self) -> np.ndarray:
         signs = np.array(list(product((-1.0, 1.0), repeat=3)))
         local = self.halves_N3[:, None] * signs
@@ -165,6 +168,10 @@ class Scene:
         out = float(np.linalg.norm(place_3[:2] - shoulder[:2])) - WRIST_BACK
         length = float(np.hypot(out, place_3[2] + WRIST_UP - shoulder[2]))
         return max(0.0, length - ARM + 0.03)
+
+    def geoms(self, name: str) -> list[int]:
+        """What of a thing may be touched."""
+        return self._geoms[name]
 
     def boxes(self, *names: str) -> Boxes:
         return self._bounds([geom for name in names for geom in self._geoms[name]])

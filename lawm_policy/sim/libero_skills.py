@@ -1,4 +1,4 @@
-"""What LIBERO's scripted experts can do: pick, place, push, open and close drawers, turn knobs.
+"""What LIBERO's scripted experts can do with things: pick, place, push; with joints: see libero_doors.
 
 Each skill is a motion of the hand that knows shapes and joints, and no task.
 """
@@ -10,12 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lawm_policy.sim.libero_doors import Doors
 from lawm_policy.sim.libero_grasps import Grasp, find_grasps, find_spots, lower_side, nearest
-from lawm_policy.sim.libero_hand import CLOSED, OPENED, Hand, Moves, Pose, downward
-from lawm_policy.sim.libero_scene import Boxes
+from lawm_policy.sim.libero_hand import CLOSED, OPENED, STRAIGHT, UP, Moves, Pose, downward
 
-STRAIGHT = np.pi / 2  # the fingers' axis as the arm begins: across the robot's view
-UP = np.array([0.0, 0.0, 1.0])
 YAWS = STRAIGHT + np.radians(np.arange(-90, 91, 15))
 
 
@@ -28,20 +26,8 @@ class Destination:
     right: Callable[[np.ndarray], bool]  # whether an origin (3,) is
 
 
-@dataclass(frozen=True)
-class Joint:
-    """A drawer's, a door's or a knob's."""
-
-    index: int
-    body: int
-    wanted: float  # where to bring it, a little further than the goal asks
-    reached: Callable[[], bool]
-
-
-class Skills(Hand):
+class Skills(Doors):
     """The skills of one episode."""
-
-    held: str | None = None
 
     # ------------------------------------------------------------------ pick and place
 
@@ -108,11 +94,6 @@ class Skills(Hand):
         yield from self.fly(goal, hang=max(hang, 0.012), wide=max(wide, 0.05), left_out=(name,), until=lost)
         yield from self.release()
 
-    def release(self) -> Moves:
-        yield from self.fingers(OPENED)
-        self.held = None
-        yield from self.slide(Pose(self.here + 0.07 * UP, self.turn), near=0.025, turned=0.5)
-
     # ------------------------------------------------------------------ push
 
     def push(self, name: str, target_2: np.ndarray) -> Moves:
@@ -143,101 +124,3 @@ class Skills(Hand):
 
         yield from self.slide(onward, near=0.0, until=enough, patience=60, fastest=0.5, limit=130)
         yield from self.slide(downward(self.here + 0.08 * UP, yaw), near=0.02)
-
-    # ------------------------------------------------------------------ drawers, doors, knobs
-
-    def _way(self, joint: Joint) -> np.ndarray:
-        """(3,) which way a sliding joint has to go."""
-        axis = self.env.data.xaxis[joint.index].copy()
-        return axis * np.sign(joint.wanted - self._value(joint))
-
-    def _value(self, joint: Joint) -> float:
-        return float(self.env.data.qpos[self.env.model.jnt_qposadr[joint.index]])
-
-    def _bar(self, joint: Joint, outward: np.ndarray) -> Boxes:
-        """The part of a drawer or door that sticks out most."""
-        boxes = self.scene.body_boxes(joint.body)
-        reach = boxes.places_N3 @ outward + np.einsum(
-            "ni,ni->n", np.abs(np.einsum("nij,i->nj", boxes.turns_N33, outward)), boxes.halves_N3
-        )
-        k = int(reach.argmax())
-        return Boxes(boxes.places_N3[k : k + 1], boxes.turns_N33[k : k + 1], boxes.halves_N3[k : k + 1])
-
-    def open_drawer(self, joint: Joint) -> Moves:
-        """The fingers around the bar of its handle, and back."""
-        outward = self._way(joint)
-        bar = self._bar(joint, outward)
-        along = bar.turns_N33[0][:, int(bar.halves_N3[0].argmax())]
-        tilt = np.radians(75)  # from straight down
-        pointing = -np.sin(tilt) * outward + np.array([0, 0, -np.cos(tilt)])
-        axis = np.cross(along, pointing)
-        axis = axis / np.linalg.norm(axis)
-        if axis @ self.turn[:, 0] < 0:
-            axis = -axis
-        turn = np.column_stack([axis, np.cross(pointing, axis), pointing])
-        self.gripper = OPENED
-        place = bar.places_N3[0] - 0.001 * pointing
-        yield from self.fly(Pose(place - 0.09 * pointing, turn), near=0.015)
-        yield from self.slide(Pose(place, turn), fastest=0.8)
-        yield from self.fingers(CLOSED)
-        start, value = self.here, self._value(joint)
-
-        def back() -> Pose:
-            gone = abs(self._value(joint) - value)
-            left = abs(joint.wanted - self._value(joint))
-            return Pose(start + (gone + left + 0.02) * outward, turn)
-
-        yield from self.slide(back, near=0.0, turned=0.0, until=joint.reached, limit=80)
-        yield from self.fingers(OPENED)
-        away = self.here - 0.08 * pointing + 0.03 * outward
-        yield from self.slide(Pose(away, turn), near=0.02)
-
-    def close_drawer(self, joint: Joint) -> Moves:
-        """Pushed at its handle by the closed fingers."""
-        inward = self._way(joint)
-        bar = self._bar(joint, -inward)
-        tilt = np.radians(20)
-        pointing = np.sin(tilt) * inward + np.array([0, 0, -np.cos(tilt)])
-        axis = np.cross(pointing, np.array([0.0, 0.0, 1.0]))  # level, so that the wrist leans away
-        axis = axis / np.linalg.norm(axis)
-        across = np.cross(pointing, axis)
-        if across @ inward < 0:
-            axis, across = -axis, -across
-        turn = np.column_stack([axis, across, pointing])
-        place = bar.places_N3[0]
-        self.gripper = CLOSED
-        yield from self.fly(Pose(place - 0.06 * inward, turn), near=0.015)
-
-        def onward() -> Pose:
-            left = abs(joint.wanted - self._value(joint))
-            now = self._bar(joint, -inward).places_N3[0]
-            return Pose(now + (left + 0.03) * inward, turn)
-
-        yield from self.slide(onward, near=0.0, turned=0.0, until=joint.reached, limit=80)
-        yield from self.slide(Pose(self.here - 0.06 * inward + [0, 0, 0.05], turn), near=0.025)
-
-    def turn_knob(self, joint: Joint) -> Moves:
-        """The fingers on both sides of it, and round."""
-        boxes = self.scene.body_boxes(joint.body)
-        axle = self.env.data.xanchor[joint.index].copy()
-        sense = float(np.sign(self.env.data.xaxis[joint.index][2]))
-        grasps = find_grasps(self.scene, boxes, axle[:2], nearest(self.yaw, STRAIGHT, np.pi))
-        if not grasps:
-            return
-        grasp, value = grasps[0], self._value(joint)
-        angle = sense * (joint.wanted - value)
-        yaw = nearest(grasp.yaw, STRAIGHT - angle / 2, np.pi)
-        self.gripper = OPENED
-        yield from self.fly(downward(grasp.place_3, yaw))
-        yield from self.fingers(CLOSED)
-        arm, height = self.here[:2] - axle[:2], self.here[2]
-
-        def round_it() -> Pose:
-            gone = sense * (self._value(joint) - value)
-            left = np.clip(angle - gone, -0.5, 0.5) + 0.15 * np.sign(angle)
-            c, s = np.cos(gone), np.sin(gone)
-            place = axle[:2] + np.array([c * arm[0] - s * arm[1], s * arm[0] + c * arm[1]])
-            return downward(np.array([*place, height]), yaw + gone + left)
-
-        yield from self.slide(round_it, near=0.0, turned=0.0, until=joint.reached, limit=50)
-        yield from self.release()

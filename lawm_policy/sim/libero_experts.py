@@ -17,6 +17,7 @@ from lawm_policy.sim.libero_env import LiberoEnv
 from lawm_policy.sim.libero_hand import Moves, Style
 from lawm_policy.sim.libero_protocol import split_task
 from lawm_policy.sim.libero_scene import Scene
+from lawm_policy.sim.libero_shelves import find_opening
 from lawm_policy.sim.libero_skills import Destination, Skills
 
 Goal = tuple[str, ...]  # ("on", "akita_black_bowl_1", "plate_1")
@@ -67,7 +68,7 @@ class Expert(Skills):
         if flat(self.scene, name):
             yield from self.push(name, self.destination(goal).middle_2)
             return
-        yield from self.pick(name, attempt)
+        yield from self.pick(name, attempt, self.destination(goal))
         if self.held:
             yield from self.put(self.destination(goal))
 
@@ -91,7 +92,9 @@ class Expert(Skills):
         def right(origin_3: np.ndarray) -> bool:
             return bool(judge(place, turn, origin_3))
 
-        return Destination(place[:2], np.abs(turn @ site.size)[:2], right)
+        half = np.abs(turn @ site.size)
+        side = find_opening(self.scene, place, half, turn) if kind == "in" else None
+        return Destination(place[:2], half[:2], right, side)
 
     def joint(self, goal: Goal) -> Joint:
         """The joint that a goal is about, and where it shall be."""

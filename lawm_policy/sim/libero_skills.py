@@ -6,14 +6,19 @@ Each skill is a motion of the hand that knows shapes and joints, and no task.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lawm_policy.sim.libero_doors import Doors
 from lawm_policy.sim.libero_grasps import Grasp, find_grasps, find_spots, lower_side, nearest
 from lawm_policy.sim.libero_hand import CLOSED, OPENED, STRAIGHT, UP, Moves, Pose, downward
+from lawm_policy.sim.libero_reach import Ghost
+from lawm_policy.sim.libero_scene import Boxes
+from lawm_policy.sim.libero_shelves import Opening, entries
 
+EMPTY = 0.0025  # metres between the fingers when there is nothing
+ENOUGH = 3  # grasps to choose from, where a thing goes in from the side
 YAWS = STRAIGHT + np.radians(np.arange(-90, 91, 15))
 
 
@@ -24,6 +29,7 @@ class Destination:
     middle_2: np.ndarray
     reach_2: np.ndarray  # how far from the middle to look
     right: Callable[[np.ndarray], bool]  # whether an origin (3,) is
+    side: Opening | None = None  # where it is closed from above
 
 
 class Skills(Doors):
@@ -31,29 +37,38 @@ class Skills(Doors):
 
     # ------------------------------------------------------------------ pick and place
 
-    def pick(self, name: str, attempt: int = 0) -> Moves:
-        """Ends with the thing in the air, or without it (`held` says)."""
+    def pick(self, name: str, attempt: int = 0, where: Destination | None = None) -> Moves:
+        """Ends with the thing in the air, or without it (`held` says); held so that it can go `where`."""
         self.held = None
         height = self.scene.place(name)[2]
-        grasp = yield from self._seize(name, attempt)
+        grasp = yield from self._seize(name, attempt, where)
         if grasp is None:
             return
-        yield from self.slide(Pose(self.here + 0.06 * UP, self.turn), near=0.02, turned=0.5)
-        if self.scene.place(name)[2] > height + 0.015:
+        yield from self.slide(
+            Pose(self.here + 0.06 * UP, self.turn), near=0.02, turned=0.5, until=lambda: self.opening < EMPTY
+        )
+        if self.opening > EMPTY and self.scene.place(name)[2] > height + 0.015:
             self.held = name
 
-    def _seize(self, name: str, attempt: int) -> Generator[None, None, Grasp | None]:
+    def _seize(
+        self, name: str, attempt: int, where: Destination | None
+    ) -> Generator[None, None, Grasp | None]:
         """Ends with the fingers closed around it, as far as one can see."""
         middle = self.env.data.xipos[self.scene.sim.obj_body_id[name]][:2]
         yaw_now = nearest(self.yaw, STRAIGHT, np.pi)
-        grasps = find_grasps(self.scene, self.scene.boxes(name), middle, yaw_now)
+        roofed = where is not None and where.side is not None
+        kinds = (30, 0.04) if roofed else (12, 0.018)  # from all over a thing, or the best
+        grasps = find_grasps(self.scene, self.scene.boxes(name), middle, yaw_now, *kinds)
+        if where is not None and where.side is not None:
+            grasps = self._that_go_in(name, grasps, where, where.side)
         if not grasps:
             return None
         grasp = self._choose(grasps, attempt)
         start = self.scene.place(name)
         yaw = nearest(grasp.yaw, self.yaw, np.pi)
-        if self.gripper == CLOSED:
+        if self.gripper == CLOSED and self.opening > EMPTY:
             yield from self.fingers(OPENED)
+        self.gripper = OPENED
 
         def there() -> Pose:
             """The thing may give way a little, no more."""
@@ -72,8 +87,71 @@ class Skills(Doors):
             return good[int(self.rng.integers(len(good)))]
         return grasps[min(attempt, len(grasps) - 1)]
 
+    def _that_go_in(self, name: str, grasps: list[Grasp], where: Destination, side: Opening) -> list[Grasp]:
+        """Grasps by which a thing fits through an opening, the way in counted."""
+        found: list[Grasp] = []
+        boxes, place = self.scene.boxes(name), self.scene.place(name)
+        for grasp in grasps:
+            turn = downward(grasp.place_3, grasp.yaw).turn_33
+            seen, origin = boxes.seen_from(grasp.place_3, turn), turn.T @ (place - grasp.place_3)
+            ways = entries(
+                seen,
+                origin,
+                turn,
+                side,
+                where.right,
+                self._furniture(side, name),
+                self.scene.table,
+                coarse=True,
+            )
+            if (way := next(ways, None)) is not None:
+                found.append(replace(grasp, cost=grasp.cost + way.cost))
+            if len(found) == ENOUGH:
+                break
+        return sorted(found, key=lambda grasp: grasp.cost)
+
+    def _furniture(self, side: Opening, name: str) -> Boxes:
+        return self.scene.others(name).near(side.middle_3[:2] - 0.4, side.middle_3[:2] + 0.4)
+
+    def slip(self, where: Destination, side: Opening) -> Moves:
+        """What is held, in from the side."""
+        name = self.held
+        assert name is not None
+        place, turn = self.here, self.turn
+        thing, origin = (
+            self.scene.boxes(name).seen_from(place, turn),
+            turn.T @ (self.scene.place(name) - place),
+        )
+        ghost = Ghost(self.env, self.scene, name)
+        obstacles = self._furniture(side, name)
+        for way in entries(thing, origin, turn, side, where.right, obstacles, self.scene.table):
+            before = way.before(side.inward_3)
+            if all(ghost.reach(pose) and ghost.room() > 0 for pose in (way.pose, before)):
+                break
+        else:
+            return
+        corners = thing.corners_M3() @ way.pose.turn_33.T
+        hang, wide = -float(corners[:, 2].min()), float(np.linalg.norm(corners[:, :2], axis=1).max())
+        far = float(np.linalg.norm(origin)) + 0.06
+
+        def lost() -> bool:
+            return bool(np.linalg.norm(self.scene.place(name) - self.here) > far)
+
+        yield from self.fly(
+            before, hang=max(hang, 0.012), wide=max(wide, 0.05), near=0.012, left_out=(name,), until=lost
+        )
+        yield from self.slide(before, near=0.03, turned=0.3, until=lost)
+        yield from self.slide(way.pose, near=0.008, turned=0.1, fastest=0.7, limit=70, until=lost)
+        yield from self.fingers(OPENED)
+        self.held = None
+        yield from self.slide(way.before(side.inward_3), near=0.025, turned=0.5)
+        yield from self.slide(Pose(self.here + 0.07 * UP, self.turn), near=0.025, turned=0.5)
+
     def put(self, where: Destination) -> Moves:
         """What is held."""
+        if where.side is not None:
+            yield from self.slip(where, where.side)
+            return
         name = self.held
         assert name is not None
         yaws = np.append(YAWS, self.yaw)

@@ -219,9 +219,10 @@ class Hand:
                 share = float(np.clip(1 - (top - 0.4 * self.style.lift - here[2]) / 0.04, 0.0, 1.0))
                 if share < 1:
                     aim[:2] = here[:2] + share * min(1.0, 0.04 / across) * (aim[:2] - here[:2])
-            left = (across + abs(aim[2] - here[2]) if funnel > 0 else away) + 0.05 * twist
-            if over != (funnel > 0):
-                best, over = np.inf, funnel > 0
+            # On the way down the funnel the aim sinks faster than the hand: only the goal stands still.
+            left = (across + abs(aim[2] - here[2]) if funnel == 1 else away) + 0.05 * twist
+            if over != (funnel == 1):
+                best, over = np.inf, funnel == 1
             stuck = stuck + 1 if left > best - 0.0008 else 0
             best = min(best, left)
             if stuck > 4:

@@ -15,8 +15,8 @@ import numpy as np
 from lawm_policy.sim.libero_hand import UP, Pose, turned_by
 from lawm_policy.sim.libero_scene import Boxes, Scene
 
-AIR = 0.004  # metres kept between points and furniture
-ABOVE = 0.006  # metres between a thing's lowest point and the floor where it is let go of
+AIR = 0.007  # metres kept between points and furniture
+ABOVE = 0.009  # metres between a thing's lowest point and the floor where it is let go of
 CLEAR = 0.025  # metres before the opening where the way in begins
 OPEN_FOR = 0.3  # metres that must be free before an opening
 LEANS = np.radians([0, 15, 30, 45, 60, 75])

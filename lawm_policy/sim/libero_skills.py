@@ -18,6 +18,7 @@ from lawm_policy.sim.libero_scene import Boxes
 from lawm_policy.sim.libero_shelves import Opening, entries
 
 EMPTY = 0.0025  # metres between the fingers when there is nothing
+MISSED = 0.03  # metres too high, where something kept the hand from coming down
 ENOUGH = 3  # grasps to choose from, where a thing goes in from the side
 YAWS = STRAIGHT + np.radians(np.arange(-90, 91, 15))
 
@@ -78,6 +79,8 @@ class Skills(Doors):
             )
 
         yield from self.fly(there, near=0.004)
+        if self.here[2] > grasp.place_3[2] + MISSED:
+            return None  # something kept the hand from coming down
         yield from self.fingers(CLOSED)
         return grasp
 
@@ -156,20 +159,25 @@ class Skills(Doors):
         assert name is not None
         yaws = np.append(YAWS, self.yaw)
         spots = find_spots(
-            self.scene, name, self.here, self.yaw, where.middle_2, where.reach_2, where.right, yaws
+            self.scene, name, self.here, self.yaw, where.middle_2, where.reach_2, where.right, yaws, 60
         )
         if not spots:
             return
-        spot = spots[0]
         under = lower_side(self.scene.boxes(name).seen_from(self.here, np.eye(3)))
         hang, wide = -float(under[:, 2].min()), float(np.linalg.norm(under[:, :2], axis=1).max())
-        goal = downward(spot.place_3 + 0.004 * UP, nearest(spot.yaw, self.yaw, 2 * np.pi))
-        held_at = self.scene.place(name) - self.here
+        far = float(np.linalg.norm(self.scene.place(name) - self.here)) + 0.06
 
         def lost() -> bool:
-            return bool(np.linalg.norm(self.scene.place(name) - self.here) > np.linalg.norm(held_at) + 0.06)
+            return bool(np.linalg.norm(self.scene.place(name) - self.here) > far)
 
-        yield from self.fly(goal, hang=max(hang, 0.012), wide=max(wide, 0.05), left_out=(name,), until=lost)
+        others = [spot for spot in spots if abs(spot.yaw - spots[0].yaw) > 0.4]
+        for spot in [spots[0], *others[:1]]:
+            goal = downward(spot.place_3 + 0.004 * UP, nearest(spot.yaw, self.yaw, 2 * np.pi))
+            yield from self.fly(
+                goal, hang=max(hang, 0.012), wide=max(wide, 0.05), left_out=(name,), until=lost
+            )
+            if lost() or self.here[2] < goal.place_3[2] + MISSED:
+                break
         yield from self.release()
 
     # ------------------------------------------------------------------ push

@@ -119,7 +119,7 @@ def entries(
             if right(origin) and right(origin - 0.006 * side.inward_3):
                 hands.append(hand)
                 outside = max(0.0, front - first - float(hand @ side.inward_3))
-                costs.append(0.03 * lean + 0.012 * abs(turn) + 0.2 * abs(aside) + 0.6 * outside)
+                costs.append(0.03 * lean + 0.012 * abs(turn) + 0.2 * abs(aside) + 0.4 * min(outside, 0.05))
         if not hands or float(seen[count:, 2].min()) + hands[0][2] < table + AIR:
             continue
         placed_KM3 = np.array(hands)[:, None] + seen

@@ -151,9 +151,9 @@ def test_the_ghost_knows_what_the_arm_can_do():
     scene, before = Scene(env._sim), env.flat_state()
     ghost = Ghost(env, scene)
     mug = scene.place("white_yellow_mug_1")
-    assert ghost.reach(downward(mug + [0, 0, 0.3], np.pi / 2)) and ghost.room() == SEEN
-    assert ghost.reach(downward(mug + [0, 0, 0.05], np.pi / 2)) and ghost.room() < 0
-    assert not ghost.reach(downward(mug + [0.9, 0, 0.3], np.pi / 2))
+    assert ghost.reach(downward(mug + np.array([0, 0, 0.3]), np.pi / 2)) and ghost.room() == SEEN
+    assert ghost.reach(downward(mug + np.array([0, 0, 0.05]), np.pi / 2)) and ghost.room() < 0
+    assert not ghost.reach(downward(mug + np.array([0.9, 0, 0.3]), np.pi / 2))
     np.testing.assert_array_equal(env.flat_state(), before)
     assert not env.model.geom_margin.any()
 

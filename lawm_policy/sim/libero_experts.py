@@ -6,7 +6,7 @@ and close last; a goal that is not reached is tried again in another way.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mujoco
@@ -94,6 +94,9 @@ class Expert(Skills):
 
         half = np.abs(turn @ site.size)
         side = find_opening(self.scene, place, half, turn) if kind == "in" else None
+        if side is not None:
+            fixture = self.sim.get_object(self.sim.object_states_dict[where].parent_name)
+            side = replace(side, shuts=bool(fixture.joints))
         return Destination(place[:2], half[:2], right, side)
 
     def joint(self, goal: Goal) -> Joint:

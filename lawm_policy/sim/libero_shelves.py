@@ -43,6 +43,7 @@ class Opening:
     half_3: np.ndarray
     inward_3: np.ndarray
     floor: float
+    shuts: bool = False  # a door may close behind what is put in
 
     @property
     def depth(self) -> float:
@@ -105,7 +106,7 @@ def entries(
     aside_3 = np.cross(UP, side.inward_3)
     front = float((side.middle_3 - side.depth * side.inward_3) @ side.inward_3)
     ways = [(depth, aside) for depth, aside in product(DEPTHS, ASIDES[:1] if coarse else ASIDES)]
-    found: list[tuple[float, int, Pose]] = []
+    found: list[tuple[float, Pose]] = []
     for lean, turn in product(LEANS, TURNS[::2] if coarse else TURNS):
         whole = turned_by(-lean * aside_3) @ turned_by(turn * UP) @ turn_33
         seen = points @ whole.T
@@ -119,13 +120,14 @@ def entries(
             if right(origin) and right(origin - 0.006 * side.inward_3):
                 hands.append(hand)
                 outside = max(0.0, front - first - float(hand @ side.inward_3))
-                costs.append(0.03 * lean + 0.012 * abs(turn) + 0.2 * abs(aside) + 0.4 * min(outside, 0.05))
+                inside = 0.6 * outside if side.shuts else -0.3 * depth
+                costs.append(0.03 * lean + 0.012 * abs(turn) + 0.2 * abs(aside) + inside)
         if not hands or float(seen[count:, 2].min()) + hands[0][2] < table + AIR:
             continue
         placed_KM3 = np.array(hands)[:, None] + seen
         free_K = ~obstacles.inside_M(placed_KM3.reshape(-1, 3), AIR).reshape(len(hands), -1).any(axis=1)
-        found += [(costs[k], len(found) + k, Pose(hands[k], whole)) for k in np.flatnonzero(free_K)]
-    for cost, _, pose in sorted(found, key=lambda one: one[:2]):
+        found += [(costs[k], Pose(hands[k], whole)) for k in np.flatnonzero(free_K).tolist()]
+    for cost, pose in sorted(found, key=lambda one: one[0]):
         placed = points @ pose.turn_33.T + pose.place_3
         back = max(0.06, float((placed @ side.inward_3).max()) - front + CLEAR)
         steps = np.linspace(back, 0, int(back / 0.025) + 2)[:-1]

@@ -6,17 +6,19 @@ and close last; a goal that is not reached is tried again in another way.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mujoco
 import numpy as np
 
+from lawm_policy.sim.libero_doors import Joint
 from lawm_policy.sim.libero_env import LiberoEnv
 from lawm_policy.sim.libero_hand import Moves, Style
 from lawm_policy.sim.libero_protocol import split_task
 from lawm_policy.sim.libero_scene import Scene
-from lawm_policy.sim.libero_skills import Destination, Joint, Skills
+from lawm_policy.sim.libero_shelves import find_opening
+from lawm_policy.sim.libero_skills import Destination, Skills
 
 Goal = tuple[str, ...]  # ("on", "akita_black_bowl_1", "plate_1")
 ROUNDS = 5
@@ -52,7 +54,8 @@ class Expert(Skills):
             joint = self.joint(goal)
             if self.env.model.jnt_type[joint.index] == int(mujoco.mjtJoint.mjJNT_SLIDE):
                 yield from self.open_drawer(joint) if kind == "open" else self.close_drawer(joint)
-            # No skill swings a door yet (the microwave's): the goal stays unreached.
+            else:
+                yield from self.swing(joint)
         else:
             raise ValueError(f"expected a goal such as LIBERO's tasks have, found {goal}")
 
@@ -65,7 +68,7 @@ class Expert(Skills):
         if flat(self.scene, name):
             yield from self.push(name, self.destination(goal).middle_2)
             return
-        yield from self.pick(name, attempt)
+        yield from self.pick(name, attempt, self.destination(goal))
         if self.held:
             yield from self.put(self.destination(goal))
 
@@ -89,7 +92,12 @@ class Expert(Skills):
         def right(origin_3: np.ndarray) -> bool:
             return bool(judge(place, turn, origin_3))
 
-        return Destination(place[:2], np.abs(turn @ site.size)[:2], right)
+        half = np.abs(turn @ site.size)
+        side = find_opening(self.scene, place, half, turn) if kind == "in" else None
+        if side is not None:
+            fixture = self.sim.get_object(self.sim.object_states_dict[where].parent_name)
+            side = replace(side, shuts=bool(fixture.joints))
+        return Destination(place[:2], half[:2], right, side)
 
     def joint(self, goal: Goal) -> Joint:
         """The joint that a goal is about, and where it shall be."""
@@ -111,9 +119,8 @@ class Expert(Skills):
         nearer, further = (low, high) if abs(low - now) < abs(high - now) else (high, low)
         sign = np.sign(further - nearer) if kind != "close" else np.sign(low + high - 2 * now)
         wanted = nearer + sign * BEYOND[kind]
-        return Joint(
-            index, int(model.jnt_bodyid[index]), float(wanted), lambda: self._past(index, wanted, sign)
-        )
+        body = int(model.jnt_bodyid[index])
+        return Joint(index, body, float(wanted), float(sign), lambda: self._past(index, wanted, sign))
 
     def _past(self, index: int, wanted: float, sign: float) -> bool:
         now = float(self.env.data.qpos[self.env.model.jnt_qposadr[index]])

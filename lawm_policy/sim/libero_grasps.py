@@ -52,10 +52,15 @@ class Grasp:
 
 
 def find_grasps(
-    scene: Scene, boxes: Boxes, middle_2: np.ndarray, yaw_now: float, count: int = 12
+    scene: Scene,
+    boxes: Boxes,
+    middle_2: np.ndarray,
+    yaw_now: float,
+    count: int = 12,
+    apart: float = 0.018,
 ) -> list[Grasp]:
     """Of what consists of `boxes` and has its weight in `middle_2`. The best first; they differ in place
-    or yaw."""
+    or yaw, by `apart` in metres."""
     points = boxes.surface_M3(0.004)
     low, high = points.min(0), points.max(0)
     reach = float(np.linalg.norm(high[:2] - low[:2])) / 2 + 0.14
@@ -75,7 +80,7 @@ def find_grasps(
     chosen: list[Grasp] = []
     for grasp in found:
         if all(
-            np.linalg.norm(grasp.place_3 - other.place_3) + 0.05 * abs(grasp.yaw - other.yaw) > 0.018
+            np.linalg.norm(grasp.place_3 - other.place_3) + 0.05 * abs(grasp.yaw - other.yaw) > apart
             for other in chosen
         ):
             chosen.append(grasp)

@@ -19,6 +19,8 @@ Moves = Iterator[None]
 OPENED, CLOSED = -1.0, 1.0
 REACH, SPIN = 0.05, 0.5  # metres and radians that a command of 1 stands for
 GAIN, SPIN_GAIN = 3.0, 3.0
+STRAIGHT = np.pi / 2  # the fingers' axis as the arm begins: across the robot's view
+UP = np.array([0.0, 0.0, 1.0])
 STEP, AHEAD = 0.01, 9  # metres between points of a flight's profile, and how many the hand looks ahead
 
 
@@ -58,6 +60,14 @@ def pointing_down(yaw: float) -> np.ndarray:
     return np.array([[c, s, 0.0], [s, -c, 0.0], [0.0, 0.0, -1.0]])
 
 
+def turned_by(rotation_3: np.ndarray) -> np.ndarray:
+    """(3, 3) of a rotation vector."""
+    angle = float(np.linalg.norm(rotation_3))
+    x, y, z = rotation_3 / max(angle, 1e-12)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
 def rotation_between(turn_33: np.ndarray, goal_33: np.ndarray) -> np.ndarray:
     """(3,) rotation vector, in the world, from one to the other."""
     between = goal_33 @ turn_33.T
@@ -87,6 +97,7 @@ class Hand:
         self.env, self.scene, self.rng, self.style = env, scene, rng, style
         self.command = np.zeros(6)
         self.gripper = OPENED
+        self.held: str | None = None
         self.free = 1.0  # share of the deviations that may be: little near things
         self._stray = np.zeros(3)
         self._drift = rng.normal(size=3) * [1, 1, 0.5]
@@ -208,9 +219,10 @@ class Hand:
                 share = float(np.clip(1 - (top - 0.4 * self.style.lift - here[2]) / 0.04, 0.0, 1.0))
                 if share < 1:
                     aim[:2] = here[:2] + share * min(1.0, 0.04 / across) * (aim[:2] - here[:2])
-            left = (across + abs(aim[2] - here[2]) if funnel > 0 else away) + 0.05 * twist
-            if over != (funnel > 0):
-                best, over = np.inf, funnel > 0
+            # On the way down the funnel the aim sinks faster than the hand: only the goal stands still.
+            left = (across + abs(aim[2] - here[2]) if funnel == 1 else away) + 0.05 * twist
+            if over != (funnel == 1):
+                best, over = np.inf, funnel == 1
             stuck = stuck + 1 if left > best - 0.0008 else 0
             best = min(best, left)
             if stuck > 4:
@@ -253,3 +265,8 @@ class Hand:
             moved |= change > 0.002
             if change < 0.0015 and (moved or count >= 2):
                 return
+
+    def release(self) -> Moves:
+        yield from self.fingers(OPENED)
+        self.held = None
+        yield from self.slide(Pose(self.here + 0.07 * UP, self.turn), near=0.025, turned=0.5)

@@ -29,6 +29,22 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.places_N3)
 
+    def where(self, kept_N: np.ndarray) -> Boxes:
+        return Boxes(self.places_N3[kept_N], self.turns_N33[kept_N], self.halves_N3[kept_N])
+
+    def only(self, k: int) -> Boxes:
+        return self.where(np.array([k]))
+
+    def inside_M(self, points_M3: np.ndarray, room: float = 0.0) -> np.ndarray:
+        """Which points lie in a box, or within `room` of its faces."""
+        found_M = np.zeros(len(points_M3), bool)
+        low, high = points_M3.min(axis=0) - room, points_M3.max(axis=0) + room
+        reach = np.einsum("nij,nj->ni", np.abs(self.turns_N33), self.halves_N3)
+        near = self.where(((self.places_N3 + reach > low) & (self.places_N3 - reach < high)).all(axis=1))
+        for place, turn, half in zip(near.places_N3, near.turns_N33, near.halves_N3, strict=True):
+            found_M |= (np.abs((points_M3 - place) @ turn) < half + room).all(axis=1)
+        return found_M
+
     def corners_M3(self) -> np.ndarray:
         signs = np.array(list(product((-1.0, 1.0), repeat=3)))
         local = self.halves_N3[:, None] * signs
@@ -53,7 +69,7 @@ class Boxes:
         """Those that may reach into a rectangle."""
         reach = np.einsum("nij,nj->ni", np.abs(self.turns_N33), self.halves_N3)[:, :2]
         kept = ((self.places_N3[:, :2] + reach > low_2) & (self.places_N3[:, :2] - reach < high_2)).all(1)
-        return Boxes(self.places_N3[kept], self.turns_N33[kept], self.halves_N3[kept])
+        return self.where(kept)
 
     def span_M2(self, places_M2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest point of the boxes on each vertical line; (+10, -10) where there is none."""
@@ -165,6 +181,10 @@ class Scene:
         out = float(np.linalg.norm(place_3[:2] - shoulder[:2])) - WRIST_BACK
         length = float(np.hypot(out, place_3[2] + WRIST_UP - shoulder[2]))
         return max(0.0, length - ARM + 0.03)
+
+    def geoms(self, name: str) -> list[int]:
+        """What of a thing may be touched."""
+        return self._geoms[name]
 
     def boxes(self, *names: str) -> Boxes:
         return self._bounds([geom for name in names for geom in self._geoms[name]])

@@ -1,4 +1,4 @@
-"""What LIBERO's scripted experts can do: pick, place, push, open and close drawers, turn knobs.
+"""What LIBERO's scripted experts can do with things: pick, place, push; with joints: see libero_doors.
 
 Each skill is a motion of the hand that knows shapes and joints, and no task.
 """
@@ -6,16 +6,20 @@ Each skill is a motion of the hand that knows shapes and joints, and no task.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lawm_policy.sim.libero_doors import Doors
 from lawm_policy.sim.libero_grasps import Grasp, find_grasps, find_spots, lower_side, nearest
-from lawm_policy.sim.libero_hand import CLOSED, OPENED, Hand, Moves, Pose, downward
+from lawm_policy.sim.libero_hand import CLOSED, OPENED, STRAIGHT, UP, Moves, Pose, downward
+from lawm_policy.sim.libero_reach import Ghost
 from lawm_policy.sim.libero_scene import Boxes
+from lawm_policy.sim.libero_shelves import Opening, entries
 
-STRAIGHT = np.pi / 2  # the fingers' axis as the arm begins: across the robot's view
-UP = np.array([0.0, 0.0, 1.0])
+EMPTY = 0.0025  # metres between the fingers when there is nothing
+MISSED = 0.03  # metres too high, where something kept the hand from coming down
+ENOUGH = 3  # grasps to choose from, where a thing goes in from the side
 YAWS = STRAIGHT + np.radians(np.arange(-90, 91, 15))
 
 
@@ -26,48 +30,46 @@ class Destination:
     middle_2: np.ndarray
     reach_2: np.ndarray  # how far from the middle to look
     right: Callable[[np.ndarray], bool]  # whether an origin (3,) is
+    side: Opening | None = None  # where it is closed from above
 
 
-@dataclass(frozen=True)
-class Joint:
-    """A drawer's, a door's or a knob's."""
-
-    index: int
-    body: int
-    wanted: float  # where to bring it, a little further than the goal asks
-    reached: Callable[[], bool]
-
-
-class Skills(Hand):
+class Skills(Doors):
     """The skills of one episode."""
-
-    held: str | None = None
 
     # ------------------------------------------------------------------ pick and place
 
-    def pick(self, name: str, attempt: int = 0) -> Moves:
-        """Ends with the thing in the air, or without it (`held` says)."""
+    def pick(self, name: str, attempt: int = 0, where: Destination | None = None) -> Moves:
+        """Ends with the thing in the air, or without it (`held` says); held so that it can go `where`."""
         self.held = None
         height = self.scene.place(name)[2]
-        grasp = yield from self._seize(name, attempt)
+        grasp = yield from self._seize(name, attempt, where)
         if grasp is None:
             return
-        yield from self.slide(Pose(self.here + 0.06 * UP, self.turn), near=0.02, turned=0.5)
-        if self.scene.place(name)[2] > height + 0.015:
+        yield from self.slide(
+            Pose(self.here + 0.06 * UP, self.turn), near=0.02, turned=0.5, until=lambda: self.opening < EMPTY
+        )
+        if self.opening > EMPTY and self.scene.place(name)[2] > height + 0.015:
             self.held = name
 
-    def _seize(self, name: str, attempt: int) -> Generator[None, None, Grasp | None]:
+    def _seize(
+        self, name: str, attempt: int, where: Destination | None
+    ) -> Generator[None, None, Grasp | None]:
         """Ends with the fingers closed around it, as far as one can see."""
         middle = self.env.data.xipos[self.scene.sim.obj_body_id[name]][:2]
         yaw_now = nearest(self.yaw, STRAIGHT, np.pi)
-        grasps = find_grasps(self.scene, self.scene.boxes(name), middle, yaw_now)
+        roofed = where is not None and where.side is not None
+        kinds = (30, 0.04) if roofed else (12, 0.018)  # from all over a thing, or the best
+        grasps = find_grasps(self.scene, self.scene.boxes(name), middle, yaw_now, *kinds)
+        if where is not None and where.side is not None:
+            grasps = self._that_go_in(name, grasps, where, where.side)
         if not grasps:
             return None
         grasp = self._choose(grasps, attempt)
         start = self.scene.place(name)
         yaw = nearest(grasp.yaw, self.yaw, np.pi)
-        if self.gripper == CLOSED:
+        if self.gripper == CLOSED and self.opening > EMPTY:
             yield from self.fingers(OPENED)
+        self.gripper = OPENED
 
         def there() -> Pose:
             """The thing may give way a little, no more."""
@@ -77,6 +79,8 @@ class Skills(Hand):
             )
 
         yield from self.fly(there, near=0.004)
+        if self.here[2] > grasp.place_3[2] + MISSED:
+            return None  # something kept the hand from coming down
         yield from self.fingers(CLOSED)
         return grasp
 
@@ -86,32 +90,95 @@ class Skills(Hand):
             return good[int(self.rng.integers(len(good)))]
         return grasps[min(attempt, len(grasps) - 1)]
 
+    def _that_go_in(self, name: str, grasps: list[Grasp], where: Destination, side: Opening) -> list[Grasp]:
+        """Grasps by which a thing fits through an opening, the way in counted."""
+        found: list[Grasp] = []
+        boxes, place = self.scene.boxes(name), self.scene.place(name)
+        for grasp in grasps:
+            turn = downward(grasp.place_3, grasp.yaw).turn_33
+            seen, origin = boxes.seen_from(grasp.place_3, turn), turn.T @ (place - grasp.place_3)
+            ways = entries(
+                seen,
+                origin,
+                turn,
+                side,
+                where.right,
+                self._furniture(side, name),
+                self.scene.table,
+                coarse=True,
+            )
+            if (way := next(ways, None)) is not None:
+                found.append(replace(grasp, cost=grasp.cost + way.cost))
+            if len(found) == ENOUGH:
+                break
+        return sorted(found, key=lambda grasp: grasp.cost)
+
+    def _furniture(self, side: Opening, name: str) -> Boxes:
+        return self.scene.others(name).near(side.middle_3[:2] - 0.4, side.middle_3[:2] + 0.4)
+
+    def slip(self, where: Destination, side: Opening) -> Moves:
+        """What is held, in from the side."""
+        name = self.held
+        assert name is not None
+        place, turn = self.here, self.turn
+        thing, origin = (
+            self.scene.boxes(name).seen_from(place, turn),
+            turn.T @ (self.scene.place(name) - place),
+        )
+        ghost = Ghost(self.env, self.scene, name)
+        obstacles = self._furniture(side, name)
+        for way in entries(thing, origin, turn, side, where.right, obstacles, self.scene.table):
+            before = way.before(side.inward_3)
+            if all(ghost.reach(pose) and ghost.room() > 0 for pose in (way.pose, before)):
+                break
+        else:
+            return
+        corners = thing.corners_M3() @ way.pose.turn_33.T
+        hang, wide = -float(corners[:, 2].min()), float(np.linalg.norm(corners[:, :2], axis=1).max())
+        far = float(np.linalg.norm(origin)) + 0.06
+
+        def lost() -> bool:
+            return bool(np.linalg.norm(self.scene.place(name) - self.here) > far)
+
+        yield from self.fly(
+            before, hang=max(hang, 0.012), wide=max(wide, 0.05), near=0.012, left_out=(name,), until=lost
+        )
+        yield from self.slide(before, near=0.03, turned=0.3, until=lost)
+        yield from self.slide(way.pose, near=0.008, turned=0.1, fastest=0.7, limit=70, until=lost)
+        yield from self.fingers(OPENED)
+        self.held = None
+        yield from self.slide(way.before(side.inward_3), near=0.025, turned=0.5)
+        yield from self.slide(Pose(self.here + 0.07 * UP, self.turn), near=0.025, turned=0.5)
+
     def put(self, where: Destination) -> Moves:
         """What is held."""
+        if where.side is not None:
+            yield from self.slip(where, where.side)
+            return
         name = self.held
         assert name is not None
         yaws = np.append(YAWS, self.yaw)
         spots = find_spots(
-            self.scene, name, self.here, self.yaw, where.middle_2, where.reach_2, where.right, yaws
+            self.scene, name, self.here, self.yaw, where.middle_2, where.reach_2, where.right, yaws, 60
         )
         if not spots:
             return
-        spot = spots[0]
         under = lower_side(self.scene.boxes(name).seen_from(self.here, np.eye(3)))
         hang, wide = -float(under[:, 2].min()), float(np.linalg.norm(under[:, :2], axis=1).max())
-        goal = downward(spot.place_3 + 0.004 * UP, nearest(spot.yaw, self.yaw, 2 * np.pi))
-        held_at = self.scene.place(name) - self.here
+        far = float(np.linalg.norm(self.scene.place(name) - self.here)) + 0.06
 
         def lost() -> bool:
-            return bool(np.linalg.norm(self.scene.place(name) - self.here) > np.linalg.norm(held_at) + 0.06)
+            return bool(np.linalg.norm(self.scene.place(name) - self.here) > far)
 
-        yield from self.fly(goal, hang=max(hang, 0.012), wide=max(wide, 0.05), left_out=(name,), until=lost)
+        others = [spot for spot in spots if abs(spot.yaw - spots[0].yaw) > 0.4]
+        for spot in [spots[0], *others[:1]]:
+            goal = downward(spot.place_3 + 0.004 * UP, nearest(spot.yaw, self.yaw, 2 * np.pi))
+            yield from self.fly(
+                goal, hang=max(hang, 0.012), wide=max(wide, 0.05), left_out=(name,), until=lost
+            )
+            if lost() or self.here[2] < goal.place_3[2] + MISSED:
+                break
         yield from self.release()
-
-    def release(self) -> Moves:
-        yield from self.fingers(OPENED)
-        self.held = None
-        yield from self.slide(Pose(self.here + 0.07 * UP, self.turn), near=0.025, turned=0.5)
 
     # ------------------------------------------------------------------ push
 
@@ -143,101 +210,3 @@ class Skills(Hand):
 
         yield from self.slide(onward, near=0.0, until=enough, patience=60, fastest=0.5, limit=130)
         yield from self.slide(downward(self.here + 0.08 * UP, yaw), near=0.02)
-
-    # ------------------------------------------------------------------ drawers, doors, knobs
-
-    def _way(self, joint: Joint) -> np.ndarray:
-        """(3,) which way a sliding joint has to go."""
-        axis = self.env.data.xaxis[joint.index].copy()
-        return axis * np.sign(joint.wanted - self._value(joint))
-
-    def _value(self, joint: Joint) -> float:
-        return float(self.env.data.qpos[self.env.model.jnt_qposadr[joint.index]])
-
-    def _bar(self, joint: Joint, outward: np.ndarray) -> Boxes:
-        """The part of a drawer or door that sticks out most."""
-        boxes = self.scene.body_boxes(joint.body)
-        reach = boxes.places_N3 @ outward + np.einsum(
-            "ni,ni->n", np.abs(np.einsum("nij,i->nj", boxes.turns_N33, outward)), boxes.halves_N3
-        )
-        k = int(reach.argmax())
-        return Boxes(boxes.places_N3[k : k + 1], boxes.turns_N33[k : k + 1], boxes.halves_N3[k : k + 1])
-
-    def open_drawer(self, joint: Joint) -> Moves:
-        """The fingers around the bar of its handle, and back."""
-        outward = self._way(joint)
-        bar = self._bar(joint, outward)
-        along = bar.turns_N33[0][:, int(bar.halves_N3[0].argmax())]
-        tilt = np.radians(75)  # from straight down
-        pointing = -np.sin(tilt) * outward + np.array([0, 0, -np.cos(tilt)])
-        axis = np.cross(along, pointing)
-        axis = axis / np.linalg.norm(axis)
-        if axis @ self.turn[:, 0] < 0:
-            axis = -axis
-        turn = np.column_stack([axis, np.cross(pointing, axis), pointing])
-        self.gripper = OPENED
-        place = bar.places_N3[0] - 0.001 * pointing
-        yield from self.fly(Pose(place - 0.09 * pointing, turn), near=0.015)
-        yield from self.slide(Pose(place, turn), fastest=0.8)
-        yield from self.fingers(CLOSED)
-        start, value = self.here, self._value(joint)
-
-        def back() -> Pose:
-            gone = abs(self._value(joint) - value)
-            left = abs(joint.wanted - self._value(joint))
-            return Pose(start + (gone + left + 0.02) * outward, turn)
-
-        yield from self.slide(back, near=0.0, turned=0.0, until=joint.reached, limit=80)
-        yield from self.fingers(OPENED)
-        away = self.here - 0.08 * pointing + 0.03 * outward
-        yield from self.slide(Pose(away, turn), near=0.02)
-
-    def close_drawer(self, joint: Joint) -> Moves:
-        """Pushed at its handle by the closed fingers."""
-        inward = self._way(joint)
-        bar = self._bar(joint, -inward)
-        tilt = np.radians(20)
-        pointing = np.sin(tilt) * inward + np.array([0, 0, -np.cos(tilt)])
-        axis = np.cross(pointing, np.array([0.0, 0.0, 1.0]))  # level, so that the wrist leans away
-        axis = axis / np.linalg.norm(axis)
-        across = np.cross(pointing, axis)
-        if across @ inward < 0:
-            axis, across = -axis, -across
-        turn = np.column_stack([axis, across, pointing])
-        place = bar.places_N3[0]
-        self.gripper = CLOSED
-        yield from self.fly(Pose(place - 0.06 * inward, turn), near=0.015)
-
-        def onward() -> Pose:
-            left = abs(joint.wanted - self._value(joint))
-            now = self._bar(joint, -inward).places_N3[0]
-            return Pose(now + (left + 0.03) * inward, turn)
-
-        yield from self.slide(onward, near=0.0, turned=0.0, until=joint.reached, limit=80)
-        yield from self.slide(Pose(self.here - 0.06 * inward + [0, 0, 0.05], turn), near=0.025)
-
-    def turn_knob(self, joint: Joint) -> Moves:
-        """The fingers on both sides of it, and round."""
-        boxes = self.scene.body_boxes(joint.body)
-        axle = self.env.data.xanchor[joint.index].copy()
-        sense = float(np.sign(self.env.data.xaxis[joint.index][2]))
-        grasps = find_grasps(self.scene, boxes, axle[:2], nearest(self.yaw, STRAIGHT, np.pi))
-        if not grasps:
-            return
-        grasp, value = grasps[0], self._value(joint)
-        angle = sense * (joint.wanted - value)
-        yaw = nearest(grasp.yaw, STRAIGHT - angle / 2, np.pi)
-        self.gripper = OPENED
-        yield from self.fly(downward(grasp.place_3, yaw))
-        yield from self.fingers(CLOSED)
-        arm, height = self.here[:2] - axle[:2], self.here[2]
-
-        def round_it() -> Pose:
-            gone = sense * (self._value(joint) - value)
-            left = np.clip(angle - gone, -0.5, 0.5) + 0.15 * np.sign(angle)
-            c, s = np.cos(gone), np.sin(gone)
-            place = axle[:2] + np.array([c * arm[0] - s * arm[1], s * arm[0] + c * arm[1]])
-            return downward(np.array([*place, height]), yaw + gone + left)
-
-        yield from self.slide(round_it, near=0.0, turned=0.0, until=joint.reached, limit=50)
-        yield from self.release()

@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT / "tests"))  # the hub and the HDF5 files that the t
 import fake_hub  # noqa: E402
 from made_libero import hostile_demos, made_demo, write_hdf5  # noqa: E402
 
-HUNG = "60"  # seconds after which a worker is taken for hung
+HUNG = "100"  # seconds after which a worker is taken for hung
 VICTIM = "libero_object-1"  # the task in which the policies' faults strike
 PLAYED = "--suite fault_policies:suite --policy-factory fault_policies:policy --tasks 0,1 --episodes 2"
 PLAY, COLLECT, IMPORT = "libero-evaluation", "libero-collection", "hdf5-import"

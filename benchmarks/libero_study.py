@@ -36,7 +36,7 @@ FIFTY_GOALS = {"libero_object": ">= 98", "libero_spatial": ">= 95", "libero_goal
 SLICES = 2  # units that a pretraining, or a training on 50 demonstrations, takes
 STAGES = ("data", "stores", "pilot", "pretrain", "tune")
 # Minutes on one core, as measured on a machine of two cores.
-COLLECT, JOIN, FIT, PLAY, NEW_TASK = 0.15, 0.01, 6.0, 0.06, 0.15
+COLLECT, JOIN, FIT, PLAY, NEW_TASK = 0.12, 0.01, 6.0, 0.07, 0.15
 
 
 @dataclass(frozen=True)

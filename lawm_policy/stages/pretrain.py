@@ -35,7 +35,7 @@ class WorldFirst:
 class PretrainConfig:
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     data: ClipConfig = field(default_factory=ClipConfig)  # cameras, size and length follow the policy's
-    weights: tuple[float, ...] = ()  # how often each --data is drawn from; left out: by its number of clips
+    weights: tuple[float, ...] = ()  # how often each --data is drawn from; left out: all alike
     world: WorldFirst = field(default_factory=WorldFirst)
     train: TrainConfig = field(default_factory=TrainConfig)
     validation_clips: int = 256

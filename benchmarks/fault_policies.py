@@ -22,8 +22,8 @@ import numpy as np
 import psutil
 
 from lawm_policy.sim import rendering
-from lawm_policy.sim.libero_protocol import libero_suite
 from lawm_policy.sim.protocol import Suite
+from lawm_policy.sim.suites import libero_suite
 
 SUITE, STEPS, CHUNK = "libero_object", 24, 8
 VICTIM = "cream cheese"  # what the instruction of the task speaks of, in which faults strike

@@ -20,8 +20,9 @@ from paired import play
 from table import line
 from table import table as markdown
 
-from lawm_policy.sim.libero_protocol import AXES, GRADES, libero_suite
+from lawm_policy.sim.libero_protocol import AXES, GRADES
 from lawm_policy.sim.protocol import SUMMARY
+from lawm_policy.sim.suites import libero_suite
 from lawm_policy.stages.evaluate import EvaluateArgs
 from lawm_policy.types import UserError
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from lawm_policy.sim.libero_protocol import libero_suite
+from lawm_policy.sim.suites import libero_suite
 
 
 def reach_down(run):

@@ -22,7 +22,7 @@ from lawm_policy.config import nearest
 from lawm_policy.types import UserError
 
 if TYPE_CHECKING:
-    from lawm_policy.sim.protocol import Suite
+    pass
 
 TASK_COUNTS = {
     "libero_spatial": 10,
@@ -197,33 +197,3 @@ def choose(suite: str, words: str) -> tuple[str, ...]:
     if not chosen:
         raise UserError(f"expected tasks of {suite}, found {words!r}: name some, or all")
     return tuple(chosen)
-
-
-def libero_suite(name: str) -> Suite:
-    """One of LIBERO's suites, as "libero_object" or "libero_object@openvla+lite"."""
-    from lawm_policy.sim.libero_assets import PINNED, described
-    from lawm_policy.sim.protocol import Suite
-
-    suite, _, words = name.partition("@")
-    rules = protocol_named(words or "lawm")
-    told = rules.to_json() | {"limits": {suite: rules.limits.get(suite)}, "assets": described()}
-    return Suite(
-        name=suite,
-        limits=dict.fromkeys(task_names(suite), rules.limits[suite]),
-        held_out=(),
-        choose=partial(choose, suite),
-        make=partial(make_suite_env, suite, rules),
-        cameras=tuple(rules.cameras),
-        simulators=("lawm-policy", *PINNED),
-        settle_steps=rules.settle_steps,
-        robot={"embodiment": "panda", "command": "ee"},
-        rules={"flip": rules.flip, "libero": told},
-        stored_states=STORED_STATES if rules.factor is None else None,
-        slow_tasks=True,
-    )
-
-
-def make_suite_env(suite: str, rules: LiberoProtocol, **settings: Any) -> Any:
-    from lawm_policy.sim.libero_suite import LiberoSuiteEnv
-
-    return LiberoSuiteEnv(suite, protocol=rules, **settings)

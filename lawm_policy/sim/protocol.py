@@ -1,5 +1,5 @@
 """What makes two evaluations comparable: the grid of episodes, the rules they are played by, and
-the records they leave. Every suite shares this file; `SUITES` says what differs.
+the records they leave. Every suite shares this file; `suites.py` says what differs.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from typing import Protocol as Interface
 
 import numpy as np
 
-from lawm_policy.config import nearest
 from lawm_policy.policies.ensembling import Ensemble
-from lawm_policy.sim.crews import load_function
 from lawm_policy.stats import wilson
 from lawm_policy.types import UserError
 
@@ -113,48 +111,6 @@ class Suite:
     rules: Mapping[str, Any] = field(default_factory=dict)  # more of the protocol
     stored_states: int | None = None  # initial states come from a list this long, not from seeds
     slow_tasks: bool = False  # the first episode of a task takes long: better if few workers play it
-
-
-def tabletop() -> Suite:
-    from lawm_policy.sim.tabletop_env import TabletopEnv
-    from lawm_policy.sim.tabletop_tasks import TASKS, select_tasks
-
-    return Suite(
-        name="tabletop",
-        limits={name: task.step_limit for name, task in TASKS.items()},
-        held_out=tuple(name for name, task in TASKS.items() if task.held_out),
-        choose=select_tasks,
-        make=TabletopEnv,
-        cameras=("front", "wrist"),
-        simulators=("lawm-policy", "mujoco"),
-    )
-
-
-def _libero(name: str) -> Suite:
-    from lawm_policy.sim.libero_protocol import libero_suite
-
-    return libero_suite(name)
-
-
-# Each is given the whole name, which may carry more after an @.
-SUITES: dict[str, Callable[[str], Suite]] = {
-    "tabletop": lambda _: tabletop(),
-    "libero_spatial": _libero,
-    "libero_object": _libero,
-    "libero_goal": _libero,
-    "libero_10": _libero,
-    "libero_90": _libero,
-}
-
-
-def suite_named(name: str) -> Suite:
-    """A suite of ours by name, or anyone's by "module:function"; "libero_goal@openvla" plays it their way."""
-    family, way, _ = name.partition("@")
-    if ":" in family:
-        return load_function(name)()
-    if family not in SUITES or (way and SUITES[family] is not _libero):
-        raise UserError(f"expected a suite, found {name!r}: {nearest(family, list(SUITES))}")
-    return SUITES[family](name)
 
 
 def first_state(suite: Suite, split: str, episodes: int, seed_base: int | None) -> int:

@@ -37,8 +37,8 @@ from lawm_policy.sim.protocol import (
     Record,
     Seat,
     Suite,
-    suite_named,
 )
+from lawm_policy.sim.suites import suite_named
 from lawm_policy.sim.workers import Outcome, run_jobs
 from lawm_policy.stages import evaluate_worker
 from lawm_policy.stages.evaluate_worker import film_name

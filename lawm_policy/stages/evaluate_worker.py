@@ -12,7 +12,8 @@ from typing import Any
 from lawm_policy.sim.crews import load_function
 from lawm_policy.sim.matching import check_match, make_env
 from lawm_policy.sim.playing import answered, playing, smoothed
-from lawm_policy.sim.protocol import Episode, Seat, suite_named
+from lawm_policy.sim.protocol import Episode, Seat
+from lawm_policy.sim.suites import suite_named
 
 # An episode of a policy that sits elsewhere: says what it sees, is sent commands, ends in its numbers.
 Played = Generator[dict[str, Any], Any, dict[str, Any]]

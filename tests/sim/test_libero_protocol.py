@@ -14,11 +14,11 @@ from lawm_policy.sim.libero_protocol import (
     PRESETS,
     TASK_COUNTS,
     choose,
-    libero_suite,
     protocol_named,
     split_task,
     task_names,
 )
+from lawm_policy.sim.suites import libero_suite, suite_named
 from lawm_policy.types import UserError
 
 
@@ -50,7 +50,7 @@ def test_a_protocol_is_frozen_and_survives_its_travels():
 
 
 def test_a_suite_carries_its_protocol():
-    suite = protocol.suite_named("libero_goal@openvla+lite")
+    suite = suite_named("libero_goal@openvla+lite")
     assert suite.name == "libero_goal" and suite.settle_steps == 10
     assert set(suite.limits.values()) == {300} and len(suite.limits) == 10
     assert suite.rules["libero"]["visuals"] == "lite" and suite.rules["libero"]["limits"] == {
@@ -59,7 +59,7 @@ def test_a_suite_carries_its_protocol():
     assert suite.rules["libero"]["assets"]["state"] in ("complete", "approximated", "missing", "damaged")
     assert protocol_named("lawm+wide:3.0+light:1+camera:2") == protocol_named("lawm+camera:2+light:1+wide:3")
     assert {"hf-libero", "robosuite", "bddl", "mujoco"} <= set(suite.simulators)
-    assert protocol.suite_named("libero_goal").rules["libero"]["name"] == "lawm"
+    assert suite_named("libero_goal").rules["libero"]["name"] == "lawm"
 
 
 def test_tasks_are_chosen_by_number_range_or_name():
@@ -75,8 +75,8 @@ def test_tasks_are_chosen_by_number_range_or_name():
         (lambda: protocol_named("openvlm"), "did you mean 'openvla'"),
         (lambda: protocol_named("lawm+lit"), "did you mean 'lite'"),
         (lambda: protocol_named("lawm+light"), "write light:2"),
-        (lambda: protocol.suite_named("libero_goals"), "did you mean 'libero_goal'"),
-        (lambda: protocol.suite_named("tabletop@lawm"), "expected a suite"),
+        (lambda: suite_named("libero_goals"), "did you mean 'libero_goal'"),
+        (lambda: suite_named("tabletop@lawm"), "expected a suite"),
         (lambda: choose("libero_goal", "10"), "0-9, found '10'"),
         (lambda: choose("libero_goal", "4-2"), "found '4-2'"),
         (lambda: choose("libero_goal", "open"), "found 'open'"),

@@ -12,7 +12,8 @@ from lawm_policy.sim.libero_premise import BrokenPremise
 from lawm_policy.sim.libero_protocol import PRESETS, LiberoProtocol, protocol_named
 from lawm_policy.sim.libero_shapes import _references
 from lawm_policy.sim.libero_starts import Starts
-from lawm_policy.sim.protocol import SPLITS, first_state, suite_named
+from lawm_policy.sim.protocol import SPLITS, first_state
+from lawm_policy.sim.suites import suite_named
 from lawm_policy.types import UserError
 
 libero = pytest.mark.libero

@@ -16,6 +16,7 @@ import pytest
 from lawm_policy.policies.ensembling import Ensemble
 from lawm_policy.sim import playing, protocol
 from lawm_policy.sim.crews import load_function
+from lawm_policy.sim.suites import suite_named
 from lawm_policy.stages import evaluate
 from lawm_policy.stages.evaluate import EvaluateArgs
 from lawm_policy.stages.evaluate_worker import film_name
@@ -81,7 +82,7 @@ def test_one_policy_for_all_workers_answers_full_batches(tmp_path, workers):
 @pytest.mark.parametrize("ensemble", [0.0, 0.5])
 def test_what_a_policy_says_is_smoothed_where_it_is_executed(ensemble):
     """A policy behind a seat keeps no past; one that sits here does: the same commands come out."""
-    env = protocol.suite_named("fake_suite:suite").make()
+    env = suite_named("fake_suite:suite").make()
     crowd = load_function("fake_suite:Crowd")("")
     crowd.ensemble = Ensemble(ensemble, 3, crowd.execute)
     cell, rules = protocol.Episode("far", 2, 0), {"execute": 4, "limit": 24}
@@ -111,7 +112,7 @@ def test_a_policy_that_draws_differs_with_its_seed_only(whole, tmp_path):
 
 
 def test_only_chunk_ends_are_rendered():
-    env = protocol.suite_named("fake_suite:suite").make()
+    env = suite_named("fake_suite:suite").make()
     actor = load_function("fake_suite:Walker")("")
     for seed in range(5):
         env.rendered = 0
@@ -132,7 +133,7 @@ def test_blind_and_without_language():
             seen.append((observation["images"]["front"].max(), observation["instruction"]))
             return np.zeros((4, 2))
 
-    env = protocol.suite_named("fake_suite:suite").make()
+    env = suite_named("fake_suite:suite").make()
     cell = protocol.Episode("near", 1, 0)
     playing.play(env, Spy(), cell, execute=4, limit=4)
     playing.play(env, Spy(), cell, execute=4, limit=4, blind=True, no_language=True)

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
-
-import tyro
+from typing import Any, NamedTuple
 
 from lawm_policy.console import progress, say
 from lawm_policy.data.layout import write_json
@@ -26,87 +23,19 @@ from lawm_policy.runs import check_out
 from lawm_policy.sim.experts_tabletop import Rollout, play, rollout
 from lawm_policy.sim.kinematics import load_chain
 from lawm_policy.sim.libero_premise import BrokenPremise
-from lawm_policy.sim.libero_protocol import TASK_COUNTS
 from lawm_policy.sim.protocol import SPLITS
+from lawm_policy.sim.suites import TABLETOP
 from lawm_policy.sim.tabletop_env import CONTROL_HZ, TabletopEnv
 from lawm_policy.sim.tabletop_scene import CAMERAS
 from lawm_policy.sim.tabletop_tasks import TASKS, select_tasks
 from lawm_policy.sim.workers import Outcome, run_jobs
 from lawm_policy.stages import collect_libero
+from lawm_policy.stages.collect_args import LIBERO_PROTOCOL, CollectArgs, Slot
 from lawm_policy.types import UserError
 
-TABLETOP = "tabletop"
-SUITES = (TABLETOP, *TASK_COUNTS)
 REQUEST = "collect.json"
 PLAY = "play"
 ATTEMPTS = 4  # a scene in which the expert fails is tried again, differently, before it is given up
-
-
-@dataclass(frozen=True)
-class CollectArgs:
-    """Episodes by scripted experts, in the built-in tabletop or in LIBERO.
-
-    demos: an episode store with images, states and commands at 20 Hz. videos: folders of mp4 without
-    commands, named after who moves (arm, hand, play), NAME.front.mp4 beside NAME.wrist.mp4 and, where there
-    is a caption, NAME.txt. Only episodes that succeed are kept. The same arguments give the same episodes,
-    whatever the number of workers.
-    """
-
-    suite: Annotated[tyro.conf.Positional[Literal[SUITES]], tyro.conf.arg(metavar="SUITE")]  # type: ignore[valid-type]
-    """Where: tabletop, libero_spatial, libero_object, libero_goal, libero_10 or libero_90."""
-    out: Path
-    """The folder to write."""
-    kind: Literal["demos", "videos"] = "demos"
-    """Labelled demonstrations, or unlabelled videos."""
-    embodiment: Annotated[str, tyro.conf.arg(help_behavior_hint="(left out: arm6; LIBERO: panda)")] = ""
-    """arm5, arm6, arm7 or hand; for videos also several, separated by commas."""
-    command: Annotated[
-        Literal["joint", "ee"] | None, tyro.conf.arg(help_behavior_hint="(left out: joint; LIBERO: ee)")
-    ] = None
-    """Absolute joint targets, or steps of the hand's pose. LIBERO's stores serve both: see data.command."""
-    tasks: Annotated[
-        str | None, tyro.conf.arg(help_behavior_hint="(left out: all for demos, train for videos)")
-    ] = None
-    """Names, kinds, all, train (all but two), held_out; LIBERO: numbers such as 0,3 or 0-4."""
-    episodes: int = 10
-    """Episodes of each task."""
-    play: int = 0
-    """Episodes of motion without a task."""
-    play_seconds: float = 10.0
-    """Length of one of those."""
-    seed: int = 0
-    """The first scene."""
-    shared_scenes: bool = False
-    """Every task in the same scenes; else each episode has a scene of its own."""
-    size: Annotated[int, tyro.conf.arg(help_behavior_hint="(left out: 64; LIBERO: 128)")] = 0
-    """Pixels of the images' side (even)."""
-    protocol: str = collect_libero.PROTOCOL
-    """LIBERO: where episodes begin, and how they are rendered."""
-    fps: int = CONTROL_HZ
-    """Frames a second of videos: 20, 10, 5 or 4 (demonstrations always have 20)."""
-    caption_rate: float = 1.0
-    """Share of the videos of tasks that get a caption."""
-    distractors: int = 0
-    """Small things that move along the table's edges."""
-    workers: int | str = field(default_factory=lambda: os.cpu_count() or 1)
-    """Processes; 0: none but this."""
-    resume: bool = False
-    """Go on where this collection stopped."""
-    force: bool = False
-    """Replace an earlier collection."""
-
-
-class Slot(NamedTuple):
-    """One episode to be: `task` may be `play`; `folder` is where it goes, relative to the output."""
-
-    embodiment: str
-    task: str
-    seed: int
-    folder: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.embodiment}-{self.task}-{self.seed:06d}"
 
 
 class Done(NamedTuple):
@@ -153,7 +82,7 @@ def run(args: CollectArgs) -> int:
 def _resolved(args: CollectArgs) -> CollectArgs:
     """With what was left out."""
     if args.suite == TABLETOP:
-        if args.protocol != collect_libero.PROTOCOL:
+        if args.protocol != LIBERO_PROTOCOL:
             raise UserError(f"expected --protocol with LIBERO alone, found {args.protocol}: leave it out")
         return replace(
             args,

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 from lawm_policy.sim.libero_protocol import LiberoProtocol, choose, protocol_named
 from lawm_policy.sim.libero_robot import CONTROL_HZ
 from lawm_policy.sim.protocol import SPLITS
+from lawm_policy.stages.collect_args import CollectArgs, Slot
 from lawm_policy.types import UserError
 
 if TYPE_CHECKING:
     from lawm_policy.sim.libero_env import LiberoEnv
     from lawm_policy.sim.libero_experts import Rollout
-    from lawm_policy.stages.collect import CollectArgs, Slot
 
 EMBODIMENT = "panda"
 SIZES = (64, 128, 256)
-PROTOCOL = "lawm+fresh+lite"
 KEPT = 2  # compiled tasks a worker holds, 90 MB each
 
 
@@ -37,8 +36,6 @@ def resolved(args: CollectArgs) -> CollectArgs:
 
 def check(args: CollectArgs) -> list[Slot]:
     """The episodes that are asked for: seeds of drawn states, the same for each task."""
-    from lawm_policy.stages.collect import Slot
-
     if args.size not in SIZES:
         raise UserError(f"expected --size 64, 128 or 256 for LIBERO, found {args.size}: choose one")
     if args.embodiment != EMBODIMENT:

@@ -1,0 +1,84 @@
+"""What can be asked of `lawm collect`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import tyro
+
+from lawm_policy.sim.libero_protocol import TASK_COUNTS
+from lawm_policy.sim.libero_robot import CONTROL_HZ
+from lawm_policy.sim.suites import TABLETOP
+
+SUITES = (TABLETOP, *TASK_COUNTS)
+LIBERO_PROTOCOL = "lawm+fresh+lite"
+
+
+@dataclass(frozen=True)
+class CollectArgs:
+    """Episodes by scripted experts, in the built-in tabletop or in LIBERO.
+
+    demos: an episode store with images, states and commands at 20 Hz. videos: folders of mp4 without
+    commands, named after who moves (arm, hand, play), NAME.front.mp4 beside NAME.wrist.mp4 and, where there
+    is a caption, NAME.txt. Only episodes that succeed are kept. The same arguments give the same episodes,
+    whatever the number of workers.
+    """
+
+    suite: Annotated[tyro.conf.Positional[Literal[SUITES]], tyro.conf.arg(metavar="SUITE")]  # type: ignore[valid-type]
+    """Where: tabletop, libero_spatial, libero_object, libero_goal, libero_10 or libero_90."""
+    out: Path
+    """The folder to write."""
+    kind: Literal["demos", "videos"] = "demos"
+    """Labelled demonstrations, or unlabelled videos."""
+    embodiment: Annotated[str, tyro.conf.arg(help_behavior_hint="(left out: arm6; LIBERO: panda)")] = ""
+    """arm5, arm6, arm7 or hand; for videos also several, separated by commas."""
+    command: Annotated[
+        Literal["joint", "ee"] | None, tyro.conf.arg(help_behavior_hint="(left out: joint; LIBERO: ee)")
+    ] = None
+    """Absolute joint targets, or steps of the hand's pose. LIBERO's stores serve both: see data.command."""
+    tasks: Annotated[
+        str | None, tyro.conf.arg(help_behavior_hint="(left out: all for demos, train for videos)")
+    ] = None
+    """Names, kinds, all, train (all but two), held_out; LIBERO: numbers such as 0,3 or 0-4."""
+    episodes: int = 10
+    """Episodes of each task."""
+    play: int = 0
+    """Episodes of motion without a task."""
+    play_seconds: float = 10.0
+    """Length of one of those."""
+    seed: int = 0
+    """The first scene."""
+    shared_scenes: bool = False
+    """Every task in the same scenes; else each episode has a scene of its own."""
+    size: Annotated[int, tyro.conf.arg(help_behavior_hint="(left out: 64; LIBERO: 128)")] = 0
+    """Pixels of the images' side (even)."""
+    protocol: str = LIBERO_PROTOCOL
+    """LIBERO: where episodes begin, and how they are rendered."""
+    fps: int = CONTROL_HZ
+    """Frames a second of videos: 20, 10, 5 or 4 (demonstrations always have 20)."""
+    caption_rate: float = 1.0
+    """Share of the videos of tasks that get a caption."""
+    distractors: int = 0
+    """Small things that move along the table's edges."""
+    workers: int | str = field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes; 0: none but this."""
+    resume: bool = False
+    """Go on where this collection stopped."""
+    force: bool = False
+    """Replace an earlier collection."""
+
+
+class Slot(NamedTuple):
+    """One episode to be: `task` may be `play`; `folder` is where it goes, relative to the output."""
+
+    embodiment: str
+    task: str
+    seed: int
+    folder: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.embodiment}-{self.task}-{self.seed:06d}"

@@ -64,7 +64,7 @@ class CollectArgs:
     distractors: int = 0
     """Small things that move along the table's edges."""
     workers: int | str = field(default_factory=lambda: os.cpu_count() or 1)
-    """Processes; 0: none but this."""
+    """Processes; 0: none but this; ray://HOST:PORT on a Ray cluster."""
     resume: bool = False
     """Go on where this collection stopped."""
     force: bool = False

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,12 +25,16 @@ from harness import Target, read_journal, write_result
 
 import lawm_policy.sim
 from lawm_policy.console import progress
+from lawm_policy.data.store import EpisodeStore
 from lawm_policy.sim.libero_protocol import TASK_COUNTS, protocol_named, task_names
 from lawm_policy.sim.workers import run_jobs
+from lawm_policy.stages.collect import CollectArgs
+from lawm_policy.stages.collect import run as collect
 from lawm_policy.stats import wilson
 
 EPISODES = "episodes.jsonl"
 KINDS = {"stored": "", "fresh": "+fresh"}  # initial states, and what the protocol's name says of them
+COLLECTED = ("libero_spatial", "libero_object", "libero_goal")
 HELD = 12  # steps that the last joint target is held: what was let go of falls
 PER_TASK, GOOD_TASKS = 80.0, 80.0  # of the long suites: this share of the tasks, each at this rate
 
@@ -150,6 +155,17 @@ def main(args: Args) -> None:
     (out / EPISODES).unlink()
 
 
+def demonstrations_a_minute(suite: str, quick: bool) -> float:
+    """As people collect them: images, files and all, on two processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "demos"
+        tasks = "0-1" if quick else "all"
+        started = time.monotonic()
+        if collect(CollectArgs(suite, out, tasks=tasks, episodes=1 if quick else 4, workers=2)):
+            raise SystemExit(f"lawm collect {suite} failed")
+        return 60 * len(EpisodeStore.open(out).episodes) / (time.monotonic() - started)
+
+
 def _report(
     args: Args,
     tasks: list[str],
@@ -186,6 +202,12 @@ def _report(
         else:
             mean = float(np.mean(found_rates))
             targets.append(Target(f"{suite}, {kind} states: mean success, %", ">= 95", mean))
+    measured = [suite for suite in COLLECTED if f"{suite}-0" in tasks]
+    paces = {suite: demonstrations_a_minute(suite, args.quick) for suite in measured}
+    rows += [{"task": suite, "demonstrations a minute": pace} for suite, pace in paces.items()]
+    if paces:
+        name = "slowest suite: demonstrations a minute, 128 px lite, 2 processes"
+        targets.append(Target(name, ">= 5", min(paces.values())))
     for form in ("hand again", "joint again"):
         tried = [line[form] for line in done.values() if line[form] is not None]
         if tried:

@@ -109,6 +109,8 @@ class Bad(Walker):
                     return np.zeros((6, 3))
                 case "raise", _, _:
                     raise RuntimeError("two\nlines")
+                case "stop", _, _:
+                    next(iter(()))
                 case "die", _, _:
                     os.kill(os.getpid(), signal.SIGKILL)
                 case "hang", _, _:

@@ -94,7 +94,8 @@ def test_the_package_imports_only_what_it_declares():
     simulation = {Requirement(line).name for line in PROJECT["optional-dependencies"]["libero"]}
     optional = {"bddl", "huggingface-hub", "robosuite"}  # and LIBERO itself, by tools/setup.sh
     assert optional <= simulation
-    libero = {"libero", *(name.replace("-", "_") for name in optional)}
+    assert [Requirement(line).name for line in PROJECT["optional-dependencies"]["ray"]] == ["ray"]
+    extras = {"libero", "ray", *(name.replace("-", "_") for name in optional)}
     assert {{"PIL": "pillow", "yaml": "pyyaml"}.get(n, n) for n in import_names} == declared
     for path in (ROOT / "lawm_policy").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -103,7 +104,7 @@ def test_the_package_imports_only_what_it_declares():
                 modules.append(node.module or "")
             for module in modules:
                 top = module.partition(".")[0]
-                known = top in import_names | libero | sys.stdlib_module_names | {"lawm_policy"}
+                known = top in import_names | extras | sys.stdlib_module_names | {"lawm_policy"}
                 assert known, f"{path.relative_to(ROOT)} imports {top}, which pyproject.toml does not declare"
 
 

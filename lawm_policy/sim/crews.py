@@ -73,18 +73,18 @@ class Desk:
             if told == "fault":
                 return "question", self._asking.throw(RuntimeError(value))
             return "question", self._asking.send(value)
-        except StopIteration as end:
-            return "result", end.value
         except Exception as error:
-            if not getattr(error, "harmless", False):
-                self.close()  # what a failed job leaves behind must not reach the next one
-            return "error", one_line(error)
+            if isinstance(error, StopIteration) and self._asking is not None:
+                self._asking = None
+                return "result", error.value
+            line, spoilt = one_line(error), not getattr(error, "harmless", False)
+        if spoilt:  # what a failed job leaves behind must not reach the next one (and the error held it)
+            self.close()
+        return "error", line
 
     def close(self) -> None:
         """Lets go of what it holds (simulators, GL contexts) now: not when the collector comes by."""
-        close = getattr(self._work, "close", None)
-        if close is not None:
-            close()
+        getattr(self._work, "close", lambda: None)()
         self._work = self._asking = None
         gc.collect()
 

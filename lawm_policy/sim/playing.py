@@ -25,8 +25,9 @@ def answered(game: Game, actor: Actor) -> Any:
     observation = next(game)
     actor.reset()
     while True:
+        chunk_NA = actor.act(observation)
         try:
-            observation = game.send(actor.act(observation))
+            observation = game.send(chunk_NA)
         except StopIteration as end:
             return end.value
 
@@ -35,9 +36,9 @@ def smoothed(game: Game, ensemble: Ensemble) -> Game:
     """The same game, for a policy that keeps no past."""
     observation = next(game)
     while True:
-        chunk_NA = yield observation
+        chunk_NA = ensemble((yield observation))
         try:
-            observation = game.send(ensemble(chunk_NA))
+            observation = game.send(chunk_NA)
         except StopIteration as end:
             return end.value
 

@@ -75,13 +75,16 @@ def run_jobs(
 
 
 def _answers(answer: Answer | None, questions: list[Any]) -> list[Message]:
-    """What to tell those who asked. A fault of the one who answers is an error of the jobs that asked."""
+    """What to tell those who asked. A fault of the one who answers is an error of the job that asked, once it
+    is known which did."""
     try:
         if answer is None:
             raise RuntimeError("nobody answers questions here")
         return [("answer", value) for value in answer(questions)]
     except Exception as error:
-        return [("fault", one_line(error))] * len(questions)
+        if len(questions) > 1:
+            return [told for question in questions for told in _answers(answer, [question])]
+        return [("fault", one_line(error))]
 
 
 @contextlib.contextmanager

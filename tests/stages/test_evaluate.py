@@ -146,6 +146,7 @@ def test_blind_and_without_language():
         ("nan", "expected finite commands, found nan at [0, 0]"),
         ("shape", "expected commands of shape (>=4, 2), found (6, 3)"),
         ("raise", "RuntimeError: two lines"),
+        ("stop", "StopIteration: "),
         ("die", "worker died with signal SIGKILL, 2 times"),
         ("hang", "worker said nothing for 5 s, 2 times"),
     ],

@@ -35,6 +35,7 @@ TRIALS = {  # of the rate of fine-tuning: the same number for every arm
     "pretrained": ((("pretrained_lr", "1.0"),), (("pretrained_lr", "0.3"),), (("pretrained_lr", "0.1"),)),
 }
 TUNING_DRAW = 100  # a draw of demonstrations that the table never uses
+FEWEST = 3  # seeds that an interval is given for: of two it says nothing
 STOPPED = 143  # the exit status of what was told to stop
 
 
@@ -228,9 +229,9 @@ def compared(there: Mapping[int, Any], base: Mapping[int, Any] | None) -> dict[s
     return {
         "seeds": len(there),
         "mean": float(np.mean(rates)),
-        "interval": finite(stats.seed_difference(rates)),
+        "interval": finite(stats.seed_difference(rates)) if len(rates) >= FEWEST else None,
         "minus_scratch": None if gain is None else gain.value,
-        "minus_scratch_interval": None if gain is None else finite(gain),
+        "minus_scratch_interval": None if gain is None or len(gains) < FEWEST else finite(gain),
         "rates": [round(r, 1) for r in rates],
     }
 

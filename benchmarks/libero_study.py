@@ -7,8 +7,9 @@
 A pilot of scratch alone, on validation states, chooses two suites and for each the number of demonstrations
 at which scratch is neither lost nor perfect. A seed is a draw of demonstrations and an initialisation, the
 same for every arm; arms are compared in pairs. Rates are chosen on validation states, by as many trials for
-each arm, before any test state is played. Where a policy without eyes does nearly as well as the best,
-nothing is shown, and the table says so. Last comes the setting of published results: 50 demonstrations."""
+each arm that is compared, before any test state is played. Where a policy without eyes does nearly as well
+as the best, nothing is shown, and the table says so. Last comes the setting of published results: 50
+demonstrations."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ BAND = (25.0, 60.0)  # percent, of scratch
 SEEDS = 5
 BLIND_MARGIN = 20.0  # points by which the best has to be better than a policy without eyes
 FIFTY_GOALS = {"libero_object": ">= 98", "libero_spatial": ">= 95", "libero_goal": ">= 90"}
-SLICES = 2  # units that a pretraining, or a training on 50 demonstrations, takes
+SLICES = 2  # units that a pretraining takes
 STAGES = ("data", "stores", "pilot", "pretrain", "tune")
 # Minutes on one core, as measured on a machine of two cores.
 COLLECT, JOIN, FIT, PLAY, NEW_TASK = 0.12, 0.01, 6.0, 0.07, 0.15
@@ -52,12 +53,13 @@ class Args(StudyArgs):
 
 
 def arms(recipe: str) -> tuple[Arm, ...]:
+    beside: dict[str, Any] = {"settings_of": "scratch", "seeds": 3}
     return (
-        Arm("scratch", "no pretraining"),
-        Arm(recipe, "label-free videos first", recipe),
-        Arm("supervised", "the same videos with their commands: the headroom", "supervised"),
-        Arm("blind", "no images", overrides=(("policy.sees", "false"),)),
-        Arm("no-language", "no instruction", overrides=(("policy.hears", "false"),)),
+        Arm("scratch", "no pretraining", seeds=SEEDS),
+        Arm(recipe, "frames and captions first", recipe, seeds=SEEDS),
+        Arm("supervised", "the same episodes with their commands: the headroom", "supervised", seeds=SEEDS),
+        Arm("blind", "no images", overrides=(("policy.sees", "false"),), **beside),
+        Arm("no-language", "no instruction", overrides=(("policy.hears", "false"),), **beside),
     )
 
 
@@ -114,23 +116,22 @@ def units(study: LiberoStudy, args: Args) -> Iterator[Unit]:
         scratch = arms(args.recipe)[0]
         cell = partial(study.cell, scratch, suite, n, TUNING_DRAW, "val", scratch.trials[1])
         yield Unit(f"pilot/{suite}/n{n}", play, cell)
-    for kind, make in (("videos", study.videos), ("pool", study.pool)):
-        for part in s.videos:
-            yield Unit(f"data/{kind}/{part.name}", collecting(part), partial(made, make, part))
-    episodes = sum(number_of_tasks(part.tasks) * part.episodes for part in s.videos)
+    for part in s.pool:
+        yield Unit(f"data/pool/{part.name}", collecting(part), partial(made, study.pool, part))
+    episodes = sum(number_of_tasks(part.tasks) * part.episodes for part in s.pool)
     yield Unit("stores/pool", JOIN * episodes, partial(made, study.pool_store))
     for start in (args.recipe, "supervised"):
         yield from slices(study, start)
     # A plan can be made before it is known which suites there will be.
     cases = chosen or ({"FIRST": 0, "SECOND": 0} if args.plan else {})
     for suite, n in cases.items():
-        for arm in arms(args.recipe):
+        for arm in (arm for arm in arms(args.recipe) if not arm.settings_of):
             for trial, settings in enumerate(arm.trials):
                 cell = partial(study.cell, arm, suite, n, TUNING_DRAW, "val", settings)
                 yield Unit(f"tune/{suite}/{arm.name}/{trial}", play, cell)
     for seed in range(SEEDS):
         for suite, n in cases.items():
-            for arm in arms(args.recipe):
+            for arm in (arm for arm in arms(args.recipe) if seed < arm.seeds):
                 cell = partial(judge, study, arm, suite, n, seed)
                 yield Unit(f"{suite}/n{n}/{arm.name}/{seed}", fit_minutes(s.states), cell)
     if cases:
@@ -163,7 +164,7 @@ def fifty_units(study: LiberoStudy, args: Args, cases: list[str]) -> Iterator[Un
         for suite in study.sizes.suites:
             tuned = suite if suite in cases else cases[0]
             name = f"fifty/{suite}/{arm.name}"
-            names = [*(f"{name}/fit-{k}" for k in range(SLICES)), name]
+            names = [f"{name}/fit", name]
             for before, unit in pairwise(["", *names]):
                 last = unit == name
                 work = partial(fifty, study, arm, suite, tuned, last)
@@ -201,7 +202,8 @@ def fifty(study: LiberoStudy, arm: Arm, suite: str, tuned: str, last: bool) -> d
 
 
 def settings_of(study: LiberoStudy, arm: Arm, suite: str) -> Any:
-    return study.choose(arm, [f"tune/{suite}/{arm.name}/{i}" for i in range(len(arm.trials))])
+    tuned = arm.settings_of or arm.name
+    return study.choose(arm, [f"tune/{suite}/{tuned}/{i}" for i in range(len(arm.trials))])
 
 
 # The table -----------------------------------------------------------------------------------------

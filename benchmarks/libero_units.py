@@ -1,7 +1,7 @@
-"""The units of the LIBERO study: label-free videos, demonstrations, pretraining and cells.
+"""The units of the LIBERO study: what is pretrained on, demonstrations, pretraining and cells.
 
-Everything is drawn: videos, demonstrations, validation and test states have seeds of their own, and the
-stored states, on which everybody tests, are in nothing that is trained on."""
+Everything is drawn: what is pretrained on, demonstrations, validation and test states have seeds of their
+own, and the stored states, on which everybody tests, are in nothing that is trained on."""
 
 from __future__ import annotations
 
@@ -22,17 +22,15 @@ from lawm_policy.stages.collect import CollectArgs
 from lawm_policy.stages.collect import run as collect
 from lawm_policy.stages.evaluate import EvaluateArgs
 from lawm_policy.stages.finetune import FinetuneConfig, finetune
-from lawm_policy.stages.importing import ImportArgs
-from lawm_policy.stages.importing import run as import_videos
 from lawm_policy.stages.pretrain import PretrainConfig, pretrain
 
-VIDEO_SEED, DEMO_SEED, FIFTY_SEED = 0, 50_000, 70_000  # first states; all below the validation's
-assert max(VIDEO_SEED, DEMO_SEED, FIFTY_SEED) + 10_000 < min(SPLITS.values())
+POOL_SEED, DEMO_SEED, FIFTY_SEED = 0, 50_000, 70_000  # first states; all below the validation's
+assert max(POOL_SEED, DEMO_SEED, FIFTY_SEED) + 10_000 < min(SPLITS.values())
 # By how much regions are enlarged: things then move by about 7 cm, where blind policies fail.
 WIDE = {"libero_object": 3, "libero_spatial": 5, "libero_goal": 5, "libero_10": 3, "libero_90": 3}
 STARTS = ("wide", "fresh", "stored")  # the first is the main result
 MAIN = STARTS[0]
-PIXELS, VIDEO_HZ = 64, 10
+PIXELS = 64
 SLICE = 40.0  # minutes that one unit of a long training takes
 NO_EPISODE = "BrokenPremise"  # what the record of a state that is no episode begins with
 
@@ -63,7 +61,7 @@ class Sizes:
     """Fixed by a pilot, once, before the seeds of the table are run."""
 
     suites: tuple[str, ...]  # those that the pilot tries
-    videos: tuple[Part, ...]  # label-free; the same episodes with commands are for the supervised arm
+    pool: tuple[Part, ...]  # what is pretrained on
     demo_tasks: tuple[str, ...]  # of each suite, by unit
     demos: int  # a task, from which each seed draws n
     fifty_tasks: tuple[str, ...]
@@ -81,18 +79,17 @@ class Sizes:
 
 HALVES = ("0-4", "5-9")
 THREE = ("libero_object", "libero_goal", "libero_spatial")
-# Without doors, and without what goes into shelves and caddies: no expert does those.
-NINETY = ("0-10", "11-21", "22-32", "34,36-39,41,43-46", "47-59", "60-72")
+NINETY = ("0-14", "15-29", "30-44", "45-59", "60-74", "75-89")
 FULL = Sizes(
     suites=THREE,
-    videos=(*parts("libero_90", NINETY, 5), *(p for suite in THREE for p in parts(suite, HALVES, 30))),
+    pool=(*parts("libero_90", NINETY, 3), *(p for suite in THREE for p in parts(suite, HALVES, 20))),
     demo_tasks=HALVES,
-    demos=24,
+    demos=14,
     fifty_tasks=("0-1", "2-3", "4-5", "6-7", "8-9"),
     fifty=(50, 60),  # a tenth is for validation
     tasks="all",
-    states={"wide": 12, "fresh": 10, "stored": 10},
-    val_states=10,
+    states={"wide": 10, "fresh": 3, "stored": 3},
+    val_states=6,
     fifty_states=50,
     pretrain=(
         ("train.steps", "6000"),
@@ -104,12 +101,12 @@ FULL = Sizes(
     recipes=(("inverse-kl", (("world.steps", "6000"),)),),
     supervised=(("train.steps", "9000"), ("train.batch_size", "64"), ("train.eval_every", "500")),
     finetune=(("train.steps", "1200"), ("train.batch_size", "64"), ("train.eval_every", "200")),
-    fifty_finetune=(("train.steps", "16000"), ("train.batch_size", "64"), ("train.eval_every", "1000")),
+    fifty_finetune=(("train.steps", "6000"), ("train.batch_size", "64"), ("train.eval_every", "1000")),
 )
 _FEW = (("train.steps", "10"), ("train.batch_size", "8"))
 QUICK = Sizes(
     suites=("libero_object", "libero_goal"),
-    videos=(Part("libero_90", "46", 2), Part("libero_object", "0", 2)),
+    pool=(Part("libero_90", "46", 2), Part("libero_object", "0", 2)),
     demo_tasks=("0",),
     demos=2,
     fifty_tasks=("0",),
@@ -140,25 +137,18 @@ class LiberoStudy(Campaign):
 
     # Data. Units of one stage may run side by side; what they make is joined in the next.
 
-    def videos(self, part: Part) -> Path:
-        """A store of a part's label-free videos."""
-        source, out = self.work / f"videos-{part.folder}", self.work / f"store-{part.folder}"
-        self._collect(source, part, MAIN, VIDEO_SEED, "videos")
-        asked = ImportArgs("videos", (source,), out, fps=str(VIDEO_HZ), size=PIXELS, workers=1)
-        self.once(f"import-{part.folder}", lambda: import_videos(replace(asked, resume=out.exists())))
-        return out
-
     def pool(self, part: Part) -> Path:
-        """The very episodes of `videos`, with their commands: for the supervised arm alone."""
+        """A part of what is pretrained on. Label-free pretraining reads its frames and captions and nothing
+        else (clips have no commands); the supervised arm reads the commands too."""
         out = self.work / f"pool-{part.folder}"
-        self._collect(out, part, MAIN, VIDEO_SEED, "demos")
+        self._collect(out, part, MAIN, POOL_SEED)
         return out
 
     def demos(self, part: Part, fifty: bool = False) -> Path:
         """Demonstrations of a part, from wide states; the fifty from states as LIBERO draws them."""
         kind = "fifty" if fifty else "demos"
         out = self.work / f"{kind}-{part.folder}"
-        self._collect(out, part, "fresh" if fifty else MAIN, FIFTY_SEED if fifty else DEMO_SEED, "demos")
+        self._collect(out, part, "fresh" if fifty else MAIN, FIFTY_SEED if fifty else DEMO_SEED)
         return out
 
     def demo_parts(self, suite: str, fifty: bool = False) -> tuple[Part, ...]:
@@ -172,22 +162,18 @@ class LiberoStudy(Campaign):
 
     def pool_store(self) -> Path:
         out = self.work / "pool"
-        self.once(out.name, lambda: join([self.pool(part) for part in self.sizes.videos], out))
+        self.once(out.name, lambda: join([self.pool(part) for part in self.sizes.pool], out))
         return out
 
-    def _collect(
-        self, out: Path, part: Part, start: str, seed: int, kind: Literal["demos", "videos"]
-    ) -> None:
+    def _collect(self, out: Path, part: Part, start: str, seed: int) -> None:
         asked = CollectArgs(
             part.suite,
             out,
-            kind=kind,
             tasks=part.tasks,
             episodes=part.episodes,
             seed=seed,
             size=PIXELS,
             protocol=protocol(part.suite, start),
-            fps=VIDEO_HZ if kind == "videos" else 20,
             workers=1,
         )
         self.once(f"collect-{out.name}", lambda: collect(replace(asked, resume=out.exists())))
@@ -213,7 +199,7 @@ class LiberoStudy(Campaign):
     def learnt_from(self, name: str) -> tuple[Path, ...]:
         if name == "supervised":
             return (self.pool_store(),)
-        return tuple(self.videos(part) for part in self.sizes.videos)
+        return tuple(self.pool(part) for part in self.sizes.pool)
 
     def _pretrain(self, name: str, out: Path) -> None:
         s, resume, stores = self.sizes, out.exists(), self.learnt_from(name)

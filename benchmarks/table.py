@@ -18,6 +18,7 @@ from harness import show
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 STUDY, JUDGED_AT = "label_efficiency", 10  # the question of the project; demonstrations a task
+BLIND = "blind"
 VERDICTS = {True: "met", False: "**missed**", None: "not measured"}
 
 
@@ -92,9 +93,12 @@ def summary(results: dict[str, dict[str, Any]], folder: str) -> str:
 
 
 def label_efficiency(results: dict[str, dict[str, Any]]) -> str:
-    """Success of each arm by the number of demonstrations, and its gain where pretraining is judged."""
+    """Success of each arm by the number of demonstrations, and its gain where pretraining is judged. Of the
+    controls, which have fewer seeds, the blind policy alone: the study's page has the others."""
     measured = [row for result in results.values() for row in result["rows"] if row["seeds"]]
-    cells = {(row["arm"], row["n"]): row for row in measured}
+    most = max((row["seeds"] for row in measured), default=0)
+    arms = [row["arm"] for row in measured if row["seeds"] == most or row["arm"] == BLIND]
+    cells = {(row["arm"], row["n"]): row for row in measured if row["arm"] in arms}
     numbers = sorted({n for _, n in cells})
     lines = []
     for arm in dict.fromkeys(arm for arm, _ in cells):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,7 +93,7 @@ class StudyArgs:
 
 
 @dataclass(frozen=True)
-class Campaign:
+class Campaign(ABC):
     """The files of a study. What is trained on and played is its subclass's."""
 
     script: ClassVar[str]
@@ -125,9 +126,9 @@ class Campaign:
                 raise SystemExit(f"{what} failed")
             mark.touch()
 
+    @abstractmethod
     def pretraining(self, name: str) -> Path:
         """The run folder of a pretraining, made where it is missing."""
-        raise NotImplementedError
 
     # Cells.
 

@@ -12,6 +12,7 @@ import os
 import signal
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -62,6 +63,7 @@ class Desk:
         told, value = message
         try:
             if told == "job":
+                self._asking = None
                 if self._work is None:
                     self._work = load_function(self._setup)(**self._arguments)
                 done = self._work(value)
@@ -75,7 +77,6 @@ class Desk:
             return "question", self._asking.send(value)
         except Exception as error:
             if isinstance(error, StopIteration) and self._asking is not None:
-                self._asking = None
                 return "result", error.value
             line, spoilt = one_line(error), not getattr(error, "harmless", False)
         if spoilt:  # what a failed job leaves behind must not reach the next one (and the error held it)
@@ -103,7 +104,7 @@ def open_desk(setup: str, arguments: Mapping[str, Any]) -> tuple[Desk | None, Me
 # --- who does it --------------------------------------------------------------------------------
 
 
-class Worker:
+class Worker(ABC):
     """The parent's end of one worker. `index` is the job it is at, None while it has none."""
 
     def __init__(self, setup_seconds: float) -> None:
@@ -116,16 +117,17 @@ class Worker:
     def busy(self) -> bool:
         return self.index is not None or not self.ready
 
+    @abstractmethod
     def tell(self, message: Message) -> None:
-        raise NotImplementedError
+        """A job, or what answers its question."""
 
+    @abstractmethod
     def hear(self) -> Message:
         """What it said, or `Lost`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self) -> str:
         """Kills it if need be; says how it ended."""
-        raise NotImplementedError
 
 
 class Crew(Protocol):

@@ -80,7 +80,7 @@ def _answers(answer: Answer | None, questions: list[Any]) -> list[Message]:
     try:
         if answer is None:
             raise RuntimeError("nobody answers questions here")
-        return [("answer", value) for value in answer(questions)]
+        return [("answer", value) for _, value in zip(questions, answer(questions), strict=True)]
     except Exception as error:
         if len(questions) > 1:
             return [told for question in questions for told in _answers(answer, [question])]

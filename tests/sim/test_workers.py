@@ -65,6 +65,8 @@ def test_questions_of_many_workers_are_answered_together(workers):
     assert all(found[x].result == (x + 1) * (1 - x) for x in jobs if x != 7)
     assert workers or found[7].error.startswith("RuntimeError: ValueError: seven")
     assert max(sizes) <= max(1, workers)
+    [short] = run_jobs("fake_suite:asking", {}, [1], workers=workers, answer=lambda questions: [])
+    assert short.error.startswith("RuntimeError: ValueError: zip()"), "an answer that is missing is an error"
     [alone] = run_jobs("fake_suite:asking", {}, [1], workers=workers)
     assert "nobody answers questions here" in alone.error
 

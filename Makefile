@@ -46,10 +46,12 @@ check: lint
 test: lint browser
 	$(BIN)/pytest -n logical --maxprocesses 8 -m "not acceptance" --durations 15
 
-acceptance: setup browser
+acceptance: libero browser
 	$(BIN)/pytest -m acceptance
 	$(BIN)/python benchmarks/expert_rates.py --resume --out benchmarks/results/expert_rates
 	$(BIN)/python benchmarks/faults.py --resume --out benchmarks/results/faults
+	$(BIN)/python benchmarks/libero_experts.py --resume --out benchmarks/results/libero_experts
+	$(BIN)/python benchmarks/libero_faults.py --resume --out benchmarks/results/libero_faults
 
 browser:
 	@tools/system_packages.sh browser

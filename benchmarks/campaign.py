@@ -15,7 +15,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -100,6 +100,7 @@ class Campaign(ABC):
 
     out: Path  # small results, committed
     work: Path  # data and weights
+    flags: tuple[str, ...] = field(default=(), kw_only=True)  # of its command line, beside StudyArgs
 
     # Units and their files.
 
@@ -113,7 +114,7 @@ class Campaign(ABC):
     def finish(self, unit: str, started: float, found: dict[str, Any]) -> None:
         path = self.result_path(unit)
         path.parent.mkdir(parents=True, exist_ok=True)
-        command = f"python benchmarks/{self.script}.py --resume --only {unit}"
+        command = " ".join([f"python benchmarks/{self.script}.py --resume", *self.flags, "--only", unit])
         made_by = versions() | {"command": command}
         record = {"unit": unit, "seconds": round(time.time() - started, 1), "versions": made_by, **found}
         write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
@@ -249,7 +250,6 @@ def work_through(
     args: StudyArgs,
     units: Callable[[], Iterable[Unit]],
     stages: Sequence[str],
-    flags: Sequence[str] = (),
 ) -> bool:
     """Prints the plan, or runs what is missing of it; False where no table is to be made. `units` is asked
     again when all are done: what was found may have decided on more."""
@@ -267,7 +267,7 @@ def work_through(
         if args.jobs == 1:
             _one_by_one(study, left)
         else:
-            _side_by_side(left, args, study.script, stages, flags)
+            _side_by_side(study, left, args, stages)
         left = _wanted(study, args, units)[1]
     return True
 
@@ -291,15 +291,13 @@ def _one_by_one(study: Campaign, left: list[Unit]) -> None:
         study.finish(unit.name, started, unit.work())
 
 
-def _side_by_side(
-    left: list[Unit], args: StudyArgs, script: str, stages: Sequence[str], flags: Sequence[str]
-) -> None:
+def _side_by_side(study: Campaign, left: list[Unit], args: StudyArgs, stages: Sequence[str]) -> None:
     """Several at a time, as processes of their own."""
     running: dict[subprocess.Popen[bytes], Unit] = {}
     pending = list(left)
     failed: list[str] = []
-    path = str(Path(__file__).with_name(f"{script}.py"))
-    common = ["--out", str(args.out), "--work", str(args.work), "--resume", *flags]
+    path = str(Path(__file__).with_name(f"{study.script}.py"))
+    common = ["--out", str(args.out), "--work", str(args.work), "--resume", *study.flags]
     common += ["--quick"] if args.quick else []
     while pending or running:
         while pending and len(running) < args.jobs and _ready(pending[0], running.values(), stages):

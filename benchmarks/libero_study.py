@@ -326,10 +326,10 @@ def targets(
 
 
 def main(args: Args) -> None:
-    study = LiberoStudy(args.out, args.work, QUICK if args.quick else FULL)
+    flags = ("--recipe", args.recipe, *(("--judge", args.judge) if args.judge else ()))
+    study = LiberoStudy(args.out, args.work, QUICK if args.quick else FULL, flags=flags)
     started = time.monotonic()
-    flags = ["--recipe", args.recipe, *(["--judge", args.judge] if args.judge else [])]
-    if work_through(study, args, partial(units, study, args), STAGES, flags):
+    if work_through(study, args, partial(units, study, args), STAGES):
         table(study, args, time.monotonic() - started)
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from lawm_policy.sim.crews import Desk, Lost, Message, Worker, open_desk
@@ -74,26 +75,30 @@ class RayCrew:
         return []
 
 
+def cluster(address: str) -> tuple[str, str | None]:
+    """Where it is, and how many workers it is asked for; refuses what cannot be one, and missing Ray."""
+    found = ADDRESS.fullmatch(address)
+    if not found:
+        raise UserError(
+            f"expected --workers as a number or ray://HOST:PORT[?workers=N], found {address!r}: correct it"
+        )
+    if find_spec("ray") is None:
+        raise UserError(f'expected Ray for --workers {address}, found none: `make setup EXTRAS="ray"`')
+    return found[1], found[2]
+
+
 @contextlib.contextmanager
 def ray_crew(address: str) -> Iterator[RayCrew]:
     """ "ray://HOST:PORT" has as many workers as the cluster has cores now; or append "?workers=N"."""
-    found = ADDRESS.fullmatch(address)
-    if not found:
-        raise UserError(f"expected a number of workers or ray://HOST:PORT[?workers=N], found {address!r}")
+    place, workers = cluster(address)
+    import ray
+
     try:
-        import ray
-    except ImportError:
-        raise UserError(
-            f'expected Ray for --workers {address}, found none: `make setup EXTRAS="ray"`'
-        ) from None
-    try:
-        ray.init(found[1], logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(place, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"expected a Ray cluster at {found[1]}, found none ({reason}): `ray status`"
-        ) from error
+        raise UserError(f"expected a Ray cluster at {place}, found none ({reason}): `ray status`") from error
     try:
-        yield RayCrew(ray, int(found[2] or ray.cluster_resources().get("CPU", 1)))
+        yield RayCrew(ray, int(workers or ray.cluster_resources().get("CPU", 1)))
     finally:
         ray.shutdown()

@@ -38,6 +38,16 @@ class SetupError(RuntimeError):
     """A worker could not begin: the fault is in the set-up, not in any one job."""
 
 
+def check_workers(workers: int | str) -> None:
+    """Refuses, before anything is made, what `run_jobs` would refuse."""
+    if isinstance(workers, str):
+        from lawm_policy.sim.crews_ray import cluster
+
+        cluster(workers)
+    elif workers < 0:
+        raise UserError(f"expected --workers of at least 0, found {workers}")
+
+
 def run_jobs(
     setup: str,
     arguments: Mapping[str, Any],

@@ -28,7 +28,7 @@ from lawm_policy.sim.suites import TABLETOP
 from lawm_policy.sim.tabletop_env import CONTROL_HZ, TabletopEnv
 from lawm_policy.sim.tabletop_scene import CAMERAS
 from lawm_policy.sim.tabletop_tasks import TASKS, select_tasks
-from lawm_policy.sim.workers import Outcome, run_jobs
+from lawm_policy.sim.workers import Outcome, check_workers, run_jobs
 from lawm_policy.stages import collect_libero
 from lawm_policy.stages.collect_args import LIBERO_PROTOCOL, CollectArgs, Slot
 from lawm_policy.types import UserError
@@ -108,7 +108,7 @@ def _check(args: CollectArgs) -> list[Slot]:
     if not 0 <= args.caption_rate <= 1:
         raise UserError(f"expected --caption-rate from 0 to 1, found {args.caption_rate}: choose one")
     counts = [args.episodes, args.play, args.seed, args.distractors]
-    counts += [args.workers] if isinstance(args.workers, int) else []
+    check_workers(args.workers)
     if min(counts) < 0 or args.play_seconds < 1:
         raise UserError("expected no negative number, and a second of play or more: check the arguments")
     slots = _tabletop_slots(args, bodies) if args.suite == TABLETOP else collect_libero.check(args)

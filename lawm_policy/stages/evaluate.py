@@ -39,7 +39,7 @@ from lawm_policy.sim.protocol import (
     Suite,
 )
 from lawm_policy.sim.suites import suite_named
-from lawm_policy.sim.workers import Outcome, run_jobs
+from lawm_policy.sim.workers import Outcome, check_workers, run_jobs
 from lawm_policy.stages import evaluate_worker
 from lawm_policy.stages.evaluate_worker import film_name
 from lawm_policy.types import UserError
@@ -268,7 +268,6 @@ def _threads_kept() -> Iterator[None]:
 def _check(args: EvaluateArgs) -> None:
     for name, least in (
         ("episodes", 1),
-        ("workers", 0),
         ("batch", 0),
         ("video", 0),
         ("failures", 0),
@@ -276,8 +275,9 @@ def _check(args: EvaluateArgs) -> None:
         ("execute", 1),
     ):
         value = getattr(args, name)
-        if isinstance(value, int) and value < least:
+        if value is not None and value < least:
             raise UserError(f"expected --{name} of at least {least}, found {value}")
+    check_workers(args.workers)
     if args.device != "cpu" and not args.batch:
         raise UserError(f"expected --batch with --device {args.device}, found none: give --batch 16")
 

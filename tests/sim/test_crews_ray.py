@@ -135,5 +135,5 @@ def test_an_evaluation_survives_the_loss_of_a_node(cluster, tmp_path):
 
 def test_an_address_that_is_none_is_one_line():
     for address in ("two", "ray:/here", "ray://here?workers=0", "grpc://here"):
-        with pytest.raises(UserError, match=r"expected a number of workers or ray://HOST:PORT"):
+        with pytest.raises(UserError, match=r"expected --workers as a number or ray://HOST:PORT"):
             list(run_jobs("fake_suite:squares", {}, [1], workers=address))

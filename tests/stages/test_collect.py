@@ -103,6 +103,7 @@ def test_videos_are_ordinary_files_without_commands(tmp_path):
         ({"episodes": 0}, "at least one episode"),
         ({"seed": 99_999}, "where validation begins"),
         ({"caption_rate": 2.0}, "--caption-rate"),
+        ({"workers": "rain"}, "number or ray://HOST:PORT.*, found 'rain'"),
     ],
 )
 def test_mistakes_write_nothing(tmp_path, arguments, words):

@@ -154,7 +154,8 @@ class Campaign(ABC):
             )
         )
         told = {"held_out_loss": fitted.best_metric, "best_step": fitted.best_step, "steps": fitted.step}
-        return Fitted(run, told | {"fit_seconds": round(fitted.seconds, 1)})
+        told |= {"fit_seconds": round(fitted.seconds, 1), "held_out": held_out(run)}
+        return Fitted(run, told | {"begun_by": json.loads((run / "versions.json").read_text())["commit"]})
 
     def choose(self, arm: Arm, names: Sequence[str]) -> Overrides:
         """The best trial on validation states, by success; ties go to the earlier."""
@@ -172,6 +173,12 @@ class Fitted:
 
     run: Path
     told: dict[str, Any]
+
+
+def held_out(run: Path) -> dict[int, float]:
+    """Step -> loss on demonstrations that it does not learn from."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return {row["step"]: row["loss"] for row in lines if row["split"] == "val"}
 
 
 def to_its_end(result: FitResult) -> FitResult:

@@ -13,6 +13,7 @@ from campaign import Arm, Campaign, Overrides, played, to_its_end
 from controls import CHANGES, MODULES
 
 from lawm_policy.config import load_config, to_dict
+from lawm_policy.sim.protocol import SPLITS
 from lawm_policy.stages.collect import CollectArgs
 from lawm_policy.stages.collect import run as collect
 from lawm_policy.stages.evaluate import EvaluateArgs
@@ -22,6 +23,7 @@ from lawm_policy.stages.importing import run as import_videos
 from lawm_policy.stages.pretrain import PretrainConfig, pretrain
 
 VIDEO_SEED, HAND_SEED, DEMO_SEED = 0, 20_000, 50_000  # first scenes; all below the validation states
+TEST_STATES = 210_000  # nobody played these before the table: the quickstart has played from 200_000
 CORES = os.cpu_count() or 1  # data come first and alone; every other unit is one thread of Python
 
 
@@ -157,9 +159,16 @@ class Study(Campaign):
         """Fine-tunes and plays one cell; draw and seed of initialisation are one number."""
         name = f"{split}-{arm.name}-n{n}-seed{draw}" + "".join(f"-{k}={v}" for k, v in settings)
         fitted = self.fit(name, arm, self.data()["demos"], (*self.sizes.finetune, *settings), n, draw)
-        out = fitted.run.with_name(f"{name}-eval")
+        first = TEST_STATES if split == "test" else SPLITS[split]
         grid = EvaluateArgs(
-            str(fitted.run), out, tasks=self.sizes.tasks, episodes=self.sizes.states, split=split, workers=1
+            str(fitted.run),
+            fitted.run.with_name(f"{name}-from{first}"),
+            tasks=self.sizes.tasks,
+            episodes=self.sizes.states,
+            split=split,
+            seed_base=first,
+            workers=1,
         )
-        cell = {"arm": arm.name, "n": n, "seed": draw, "split": split, "settings": dict(settings)}
+        cell = {"arm": arm.name, "n": n, "seed": draw, "split": split, "first_state": first}
+        cell |= {"settings": dict(settings)}
         return cell | fitted.told | {"successes": played(grid)}

@@ -218,7 +218,12 @@ class InitReport:
 
 
 def init_from(
-    module: nn.Module, tensors: Mapping[str, Tensor], *, prefix: str = "", finetune_only: Sequence[str] = ()
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    prefix: str = "",
+    finetune_only: Sequence[str] = (),
+    where: str | Path = "the checkpoint",
 ) -> InitReport:
     """Copies `tensors` (those under `prefix`, which is taken off) into `module`.
 
@@ -235,12 +240,12 @@ def init_from(
         unused=tuple(n for n in given if n not in loaded),
     )
     if not loaded:
-        raise _bad(f"tensors that fit under {prefix!r}", "none", ARCHITECTURE)
+        raise _bad(f"tensors that fit under {prefix!r}", f"none in {where}", ARCHITECTURE)
     if report.unexplained:
         names = ", ".join(report.unexplained[:3]) + (", ..." if len(report.unexplained) > 3 else "")
-        found = f"{len(report.unexplained)} neither ({names})"
+        found = f"{len(report.unexplained)} neither ({names}) in {where}"
         raise _bad("every tensor from pretraining or declared finetune_only", found, ARCHITECTURE)
-    check_shapes({n: own[n] for n in loaded}, given)
+    check_shapes({n: own[n] for n in loaded}, given, where)
     with torch.no_grad():
         for name in loaded:
             own[name].copy_(given[name])
@@ -258,14 +263,15 @@ def load_exactly(
     for name in tensors:
         if name not in own:
             raise _bad(f"no tensor {name}", f"one in {where}", ARCHITECTURE)
-    check_shapes(own, tensors)
+    check_shapes(own, tensors, where)
     module.load_state_dict(dict(tensors))
 
 
-def check_shapes(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+def check_shapes(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str | Path) -> None:
     for name, tensor in own.items():
         if tensor.shape != given[name].shape:
-            raise _bad(f"shape {tuple(tensor.shape)} for {name}", str(tuple(given[name].shape)), ARCHITECTURE)
+            expected, found = tuple(tensor.shape), tuple(given[name].shape)
+            raise _bad(f"shape {expected} for {name}", f"{found} in {where}", ARCHITECTURE)
 
 
 # Nested state (optimisers) as tensors + JSON ---------------------------------------------------

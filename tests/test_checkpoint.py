@@ -289,8 +289,8 @@ def test_another_architecture_is_refused_before_anything_is_copied() -> None:
     module, given = model(), pretrained()
     given["policy.trunk.bias"] = torch.ones(9)
     before = module["trunk"].weight.clone()
-    with pytest.raises(UserError, match=r"expected shape \(4,\) for trunk.bias, found \(9,\)"):
-        checkpoint.init_from(module, given, prefix="policy.", finetune_only=("controller",))
+    with pytest.raises(UserError, match=r"expected shape \(4,\) for trunk.bias, found \(9,\) in runs/a"):
+        checkpoint.init_from(module, given, prefix="policy.", finetune_only=("controller",), where="runs/a")
     assert torch.equal(module["trunk"].weight, before)
 
 
@@ -299,13 +299,13 @@ def test_another_architecture_is_refused_before_anything_is_copied() -> None:
     [
         ({"trunk.bias": None}, "expected the tensor trunk.bias"),
         ({"trunk.more": torch.ones(1)}, "expected no tensor trunk.more"),
-        ({"trunk.bias": torch.ones(1)}, r"expected shape \(4,\) for trunk.bias"),
+        ({"trunk.bias": torch.ones(1)}, r"expected shape \(4,\) for trunk.bias, found \(1,\) in runs/a"),
     ],
 )
 def test_load_exactly_refuses_any_difference(change: dict[str, Tensor | None], said: str) -> None:
     given = {k: v for k, v in {**model().state_dict(), **change}.items() if v is not None}
     with pytest.raises(UserError, match=said):
-        checkpoint.load_exactly(model(), given)
+        checkpoint.load_exactly(model(), given, "runs/a")
 
 
 def test_nested_state_round_trip(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def initialise(policy: LatentPolicy, start: Checkpoint, fresh: tuple[str, ...] =
         said = {name: t for name, t in tensors.items() if name.startswith(PRETRAINED_POLICY)}
         tensors = {f"policy.{name.removeprefix(PRETRAINED_POLICY)}": t for name, t in said.items()}
         fresh = (*fresh, "controller")
-    return init_from(policy, tensors, finetune_only=fresh)
+    return init_from(policy, tensors, finetune_only=fresh, where=start.folder)
 
 
 def groups(

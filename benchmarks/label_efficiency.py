@@ -78,7 +78,7 @@ def units(study: Study) -> Iterator[Unit]:
             yield Unit(f"tune/{arm.name}/{trial}", 8, tune)
     cells = [(arm, n, seed) for arm in ARMS for n in arm.ns for seed in range(arm.seeds)]
     for arm, n, seed in sorted(cells, key=lambda c: (c[1] != 10, c[0].settings_of != "", c[2])):
-        yield Unit(f"n{n}/{arm.name}/{seed}", 8 * arm.longer, partial(make_cell, study, arm, n, seed))
+        yield Unit(f"n{n}/{arm.name}/{seed}", 1 + 3.5 * arm.longer, partial(make_cell, study, arm, n, seed))
 
 
 def make_data(study: Study) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def main(args: Args) -> None:
         pip = [yardstick / "bin/pip", "install", "--quiet", f"torch=={torch.partition('=')[2]}"]
         alone = timed(pip, clone, environment)
         megabytes_alone = weigh(yardstick)
+    known = ", torch from a local wheel" if local_wheels() else ""
     rows = [
         {"what": "make setup, first run", "seconds": round(first, 1), "MB": round(megabytes)},
         {"what": "make setup, second run", "seconds": round(second, 3)},
@@ -70,11 +71,11 @@ def main(args: Args) -> None:
         seeds=[],
         rows=rows,
         targets=[
-            Target("make setup, minutes, no GPU", "<= 5", first / 60),
+            Target(f"make setup, minutes, no GPU{known}", "<= 5", first / 60),
             Target("size of .venv, GB, no GPU", "<= 2", megabytes / 1000),
             Target("make setup again, seconds", "<= 1", second),
         ],
-        notes=f"pip's cache of downloads was {'used' if args.cached else 'not used'}. {local_wheels()}"
+        notes=f"pip's cache of downloads was {'used' if args.cached else 'not used'}. "
         f"One run, load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores (1 or 2 of it this run's).",
     )
 
@@ -85,14 +86,12 @@ def timed(command: list[str | Path], folder: Path, environment: dict[str, str]) 
     return time.monotonic() - started
 
 
-def local_wheels() -> str:
-    """A folder of wheels on this machine saves a download, and the time should not claim otherwise."""
+def local_wheels() -> bool:
+    """A folder of wheels on this machine saves torch's download, and the time should not claim otherwise."""
     known = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True
     ).stdout
-    if "find-links" in known or os.environ.get("PIP_FIND_LINKS"):
-        return "pip was told of a local folder of wheels; what lay there (torch) was not downloaded. "
-    return ""
+    return "find-links" in known or bool(os.environ.get("PIP_FIND_LINKS"))
 
 
 def weigh(folder: Path) -> float:

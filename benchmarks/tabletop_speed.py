@@ -53,10 +53,10 @@ def main(args: Args) -> None:
             continue
         rows += [row | {"back-end": backend} for row in json.loads(run.stdout)]
 
-    def best(what: str) -> tuple[float | None, tuple[float, float] | None]:
+    def slowest(what: str) -> tuple[float | None, tuple[float, float] | None]:
         found = [row for row in rows if row["what"] == what]
-        top = max(found, key=lambda row: row["per CPU second"], default=None)
-        return (top["per CPU second"], tuple(top["95% interval"])) if top else (None, None)
+        row = min(found, key=lambda row: row["per CPU second"], default=None)
+        return (row["per CPU second"], tuple(row["95% interval"])) if row else (None, None)
 
     write_result(
         args.out,
@@ -65,8 +65,12 @@ def main(args: Args) -> None:
         seeds=[SEED],
         rows=rows,
         targets=[
-            Target("control steps/s without images", ">= 300", *best("control steps, joint commands")),
-            Target("images/s at 64 px", ">= 500", *best("images at 64 px")),
+            Target(
+                "control steps a CPU second, without images",
+                ">= 300",
+                *slowest("control steps, joint commands"),
+            ),
+            Target("images a CPU second at 64 px, slower back-end", ">= 500", *slowest("images at 64 px")),
         ],
         notes="Medians over repetitions of one expert's episode, per second of CPU time. Images are both "
         "cameras' in turn. The yardstick draws the same scene with shadows and four samples a pixel.",

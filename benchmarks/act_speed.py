@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
-from harness import Target, interval_of_median, write_result
+from harness import Target, answer, interval_of_median, write_result
 from torch import Tensor, nn
 
 from lawm_policy.data.normalize import Normalization
@@ -116,4 +115,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    answer(main, Args)

@@ -35,6 +35,7 @@ class Material:
             "one_camera",
             "pretrained",
             "finetuned",
+            "other_finetuned",
             "foreign",
             "empty",
         )
@@ -56,14 +57,8 @@ def build(root: Path, lawm: Lawm, steps: int = 20, episodes: int = 12) -> Materi
         "store": "import videos {videos} --out {store} --size 32 --workers 1",
         "pretrained": f"pretrain debug --data {{store}} --out {{pretrained}} {train}",
         "finetuned": f"finetune debug --data {{demos}} --init {{pretrained}} --out {{finetuned}} {train}",
+        "other_finetuned": f"finetune debug --data {{other_robot}} --out {{other_finetuned}} {train}",
     }
-    for name, command in commands.items():
-        done = root / f".{name}.done"
-        if not done.exists():
-            shutil.rmtree(made.places[name], ignore_errors=True)
-            status = lawm(made.argv(command, root / "unused"))
-            assert status == 0, f"lawm {command}: exit status {status}"
-            done.touch()
     if not made.places["empty"].exists():
         _stores(made.places["one_camera"], cameras=("front",), labelled=False)
         _stores(made.places["other_robot"], cameras=("front", "wrist"), labelled=True)
@@ -71,6 +66,13 @@ def build(root: Path, lawm: Lawm, steps: int = 20, episodes: int = 12) -> Materi
         (made.places["foreign"] / "holiday.txt").write_text("nothing of this program's")
         (made.places["foreign"] / "clip.mp4").write_bytes(b"not a video at all" * 100)
         made.places["empty"].mkdir()
+    for name, command in commands.items():
+        done = root / f".{name}.done"
+        if not done.exists():
+            shutil.rmtree(made.places[name], ignore_errors=True)
+            status = lawm(made.argv(command, root / "unused"))
+            assert status == 0, f"lawm {command}: exit status {status}"
+            done.touch()
     return made
 
 
@@ -119,6 +121,17 @@ BAD_REQUESTS = (
     ),
     Case("range of an override", "pretrain debug --data {store} --out {out} --train.steps 0", "steps >= 1"),
     Case(
+        "size that no halving brings to the grid",
+        "pretrain debug --data {store} --out {out} --recipe.policy.size 96",
+        "expected recipe.policy.size among 32, 64",
+    ),
+    Case(
+        "a key that follows from another",
+        "pretrain debug --data {store} --out {out} --data.size 64",
+        "expected data.size=32, which follows from recipe.policy.size, found 64",
+    ),
+    Case("output in no place", "pretrain debug --data {store} --out /proc/x", "give another --out"),
+    Case(
         "half a number",
         "pretrain debug --data {store} --out {out} --train.steps 2.5",
         "expected a whole number",
@@ -149,12 +162,60 @@ BAD_REQUESTS = (
     Case("missing camera", "finetune debug --data {one_camera} --out {out}", "expected"),
     Case("too many demonstrations", "finetune debug --data {demos} --out {out} --demos 1000", "1000"),
     Case("no demonstrations", "finetune debug --data {demos} --out {out} --demos 0", "expected"),
+    Case(
+        "nothing to execute",
+        "finetune debug --data {demos} --out {out} --policy.execute 0",
+        "policy.execute >= 1",
+    ),
+    Case(
+        "more to execute than a chunk has",
+        "finetune debug --data {demos} --out {out} --policy.execute 7",
+        "policy.execute <= 6",
+    ),
+    Case(
+        "a key that follows from another",
+        "finetune debug --data {demos} --out {out} --data.commands_per_latent 3",
+        "follows from policy.controller.commands_per_latent, found 3",
+    ),
+    Case(
+        "a key that follows from the start",
+        "finetune debug --data {demos} --init {pretrained} --out {out} --policy.policy.latent 4",
+        "expected policy.policy.latent=8, which follows from --init, found 4",
+    ),
+    Case(
+        "a head that --head decides",
+        "finetune debug --data {demos} --out {out} --head fresh --policy.head controller",
+        "follows from --head",
+    ),
+    Case(
+        "another rate than the start's",
+        "finetune debug --data {demos} --init {pretrained} --out {out} --data.hz 10 "
+        "--policy.controller.commands_per_latent 2",
+        "expected data.hz=5.0, as in the run to start from, found 10.0",
+    ),
+    Case(
+        "another controller than the start's",
+        "finetune debug --data {demos} --init {finetuned} --out {out} --policy.controller.width 32",
+        "expected policy.controller.width=64, as in the run to start from, found 32",
+    ),
+    Case(
+        "another robot than the start's",
+        "finetune debug --data {other_robot} --init {finetuned} --out {out}",
+        "found a, b, c: give demonstrations of that robot",
+    ),
+    Case("negative draw", "finetune debug --data {demos} --out {out} --draw -1", "draw >= 0, found -1"),
+    Case("another robot", "eval {other_finetuned} --tasks push_red --out {out}", "found ['a', 'b', 'c']"),
     Case("wrong kind", "eval {pretrained} --suite tabletop --out {out}", "expected a finetuned"),
     Case("missing run", "eval {missing} --suite tabletop --out {out}", "found nothing at"),
     Case("data as run", "eval {store} --suite tabletop --out {out}", "expected a checkpoint or run"),
     Case("unknown suite", "eval {finetuned} --suite tabeltop --out {out}", "tabletop"),
     Case("unknown task", "eval {finetuned} --tasks push_rde --out {out}", "push_red"),
     Case("no episodes", "eval {finetuned} --episodes 0 --out {out}", "episodes"),
+    Case("more than a chunk has", "eval {finetuned} --execute 25 --out {out}", "expected 1 to 24 commands"),
+    Case(
+        "negative seed", "eval {finetuned} --seed-base -5 --out {out}", "--seed-base of at least 0, found -5"
+    ),
+    Case("output in no place", "eval {finetuned} --out /proc/x", "give another --out"),
     Case("output in use", "eval {finetuned} --tasks push_red --episodes 1 --out {demos}", "found"),
     Case("missing videos", "import videos {missing} --out {out}", "found nothing"),
     Case("no videos", "import videos {empty} --out {out}", "found none"),
@@ -165,6 +226,11 @@ BAD_REQUESTS = (
     Case("unknown task", "collect tabletop --tasks push_rde --episodes 1 --out {out}", "push_red"),
     Case("unknown embodiment", "collect tabletop --embodiment arm66 --episodes 1 --out {out}", "arm6"),
     Case("unknown suite", "collect tabeltop --episodes 1 --out {out}", "tabletop"),
+    Case(
+        "fewer than none", "collect tabletop --episodes -1 --out {out}", "--episodes of at least 0, found -1"
+    ),
+    Case("output in no place", "collect tabletop --episodes 1 --out /proc/x", "give another --out"),
+    Case("output in no place", "import videos {videos} --out /proc/x", "give another --out"),
     Case("no OpenGL", "collect tabletop --episodes 1 --out {out}", "OpenGL", (("MUJOCO_GL", "disable"),)),
     Case(
         "no room for the cache",
@@ -174,6 +240,12 @@ BAD_REQUESTS = (
     ),
     Case("missing data", "inspect {missing}", "missing"),
     Case("foreign data", "inspect {foreign}", "foreign"),
+    Case("sheet in no place", "inspect {store} --sheet /proc/x.png", "give another --sheet"),
+    Case("sheet that is no picture", "inspect {store} --sheet {out}.txt", "ends in .png"),
+    Case("file in no place", "inspect {store} --json {foreign}/holiday.txt/x", "give another --json"),
+    Case("file in no place", "compare {missing} {missing} --json /proc/x", "give another --json"),
+    Case("page in no place", "report {pretrained} --out /proc/x.html", "give another --out"),
+    Case("page that is a folder", "report {pretrained} --out {empty}", "found the folder"),
     Case("missing evaluation", "compare {missing} {missing}", "missing"),
     Case("a store as evaluation", "compare {store} {demos}", "expected"),
     Case("missing results", "report {missing} --out {out}", "missing"),

@@ -20,10 +20,10 @@ from typing import Any
 
 import fault_cases
 import numpy as np
-import tyro
 from fault_bench import Bench, FaultArgs, Stage, Trial, left_by_evaluation, prepare, records, run_trials
 from fault_cases import BAD_REQUESTS, fingerprint
 from fault_processes import WRITER, lawm
+from harness import answer
 
 PRELOAD = [
     "lawm_policy.recipe",
@@ -174,4 +174,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    answer(main, Args)

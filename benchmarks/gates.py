@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from controls import MODULES
-from harness import Target, write_result
+from harness import Target, answer, write_result
 from study import FULL, QUICK, Study
 
 from lawm_policy import checkpoint, stats
@@ -164,4 +163,4 @@ def judge(name: str, row: dict[str, Any]) -> list[Target]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    answer(main, Args)

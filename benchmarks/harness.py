@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
+from lawm_policy.cli import parse
 from lawm_policy.runs import hardware, versions, write_text
 from lawm_policy.types import UserError
 
@@ -116,10 +116,11 @@ def show(value: Any) -> str:
     return str(value)
 
 
-def answer(main: Callable[[Any], None], arguments: type) -> None:
+def answer(main: Callable[[Any], int | None], arguments: type) -> None:
     """Runs a benchmark; what whoever asked did wrong is one line and exit status 2."""
     try:
-        main(tyro.cli(arguments))
+        args = parse(arguments, sys.argv[1:], prog=Path(sys.argv[0]).name)
+        raise SystemExit(None if args is None else main(args))
     except UserError as error:
         print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
         raise SystemExit(2) from None

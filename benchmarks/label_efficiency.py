@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from campaign import TUNING_DRAW, Arm, StudyArgs, Unit, compared, finite, rate, work_through
-from harness import Target, write_result
+from harness import Target, answer, write_result
 from study import FULL, QUICK, TEST_STATES, Study
 
 from lawm_policy.sim.tabletop_tasks import TASKS
@@ -165,4 +164,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    answer(main, Args)

@@ -6,17 +6,18 @@ gigabytes, minutes): `--venv` keeps it for the next time.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from harness import Target, write_result
+import tyro
+from harness import Target, answer, write_result
 
 from lawm_policy.cli import main as lawm
 from lawm_policy.data.clips import ClipConfig, ClipDataset, DemoConfig, DemoDataset
@@ -33,19 +34,21 @@ CAMERAS = {"front": "image", "wrist": "image2"}  # ours, and their names in LIBE
 CODEC = 6.0  # grey levels, on average over an image: what lossy video may cost
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--python", default="python3.12", help="a Python >= 3.12 to make the environment with"
-    )
-    parser.add_argument(
-        "--venv", type=Path, help="LeRobot's environment: made if it does not exist, then kept"
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer episodes, the same code")
-    args = parser.parse_args()
+@dataclass(frozen=True)
+class Args:
+    """What LeRobot reads of ours, and we of theirs."""
+
+    out: Path
+    """where result.json and page.md go"""
+    python: str = "python3.12"
+    """a Python >= 3.12 to make the environment with"""
+    venv: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(left out: one that is removed)")] = None
+    """LeRobot's environment: made if it does not exist, then kept"""
+    quick: bool = False
+    """fewer episodes, the same code"""
+
+
+def main(args: Args) -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -278,4 +281,4 @@ def differing(a: Any, b: Any) -> tuple[int, bool]:
 
 
 if __name__ == "__main__":
-    main()
+    answer(main, Args)

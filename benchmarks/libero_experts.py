@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tyro
-from harness import Target, read_journal, write_result
+from harness import Target, answer, read_journal, write_result
 
 import lawm_policy.sim
 from lawm_policy.console import progress
@@ -232,4 +231,4 @@ def _report(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    answer(main, Args)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
-from harness import Target, write_result
+from harness import Target, answer, write_result
 from paired import play
 
 from lawm_policy.policies.loading import load_policy
@@ -125,4 +124,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    answer(main, Args)

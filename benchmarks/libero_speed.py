@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
-from harness import Target, interval_of_median, write_result
+from harness import Target, answer, interval_of_median, write_result
 
 from lawm_policy.sim import libero_assets
 
@@ -383,4 +382,4 @@ def _ladder(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    answer(main, Args)

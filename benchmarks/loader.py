@@ -6,17 +6,17 @@ files in the same run: the fastest of three ways to use it. Memory is read over 
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
-from harness import Target, interval_of_median, write_result
+from harness import Target, answer, interval_of_median, write_result
 
 from lawm_policy.data.clips import ClipConfig, ClipDataset
 from lawm_policy.data.store import EpisodeStore, StoreWriter
@@ -26,15 +26,21 @@ LENGTH, HZ, FPS = 7, 5.0, 20
 BATCH = 32
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--quick", action="store_true", help="fewer episodes and rounds, the same code")
-    parser.add_argument("--episodes", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=9)
-    args = parser.parse_args()
+@dataclass(frozen=True)
+class Args:
+    """Clips a second, and memory."""
+
+    out: Path
+    """where result.json and page.md go"""
+    quick: bool = False
+    """fewer episodes and rounds, the same code"""
+    episodes: int = 300
+    """in the store"""
+    rounds: int = 9
+    """of each way, in turn"""
+
+
+def main(args: Args) -> None:
     episodes, rounds, clips = (40, 3, 2_000) if args.quick else (args.episodes, args.rounds, 10_000)
     began = time.monotonic()
     rows, targets = [], []
@@ -204,4 +210,4 @@ def memory(field: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    answer(main, Args)

@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
-from harness import Target, interval_of_median, write_result
+from harness import Target, answer, interval_of_median, write_result
 from timing import random_clip, seconds_a_step
 
 from lawm_policy.config import load_config
@@ -118,4 +117,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    answer(main, Args)

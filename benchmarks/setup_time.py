@@ -14,8 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-from harness import Target, write_result
+from harness import Target, answer, write_result
 
 ROOT = Path(__file__).parents[1]
 
@@ -106,4 +105,4 @@ def packages(clone: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    answer(main, Args)

@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-from harness import show
+from harness import answer, show
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -150,4 +148,4 @@ def line(*cells: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Args)))
+    answer(main, Args)

@@ -90,6 +90,27 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") -> 
     return None
 
 
+def value_at(plain: Mapping[str, Any], key: str) -> Any:
+    """What `to_dict` gave for a dotted key."""
+    for part in key.split("."):
+        plain = plain[part]
+    return plain
+
+
+def refuse_ignored(
+    overrides: Iterable[tuple[str, str]], asked: Any, became: Any, decides: Mapping[str, str]
+) -> None:
+    """An override that another key undoes is a mistake; `decides` says, for a key or its section, which."""
+    before, after = to_dict(asked), to_dict(became)
+    for key in (key.replace("-", "_") for key, _ in overrides):
+        if found := difference({key: value_at(before, key)}, {key: value_at(after, key)}):
+            whose = next(decides[part] for part in decides if f"{found}.".startswith(f"{part}."))
+            raise UserError(
+                f"expected {found}={_say(value_at(after, found))}, which follows from {whose}, found "
+                f"{_say(value_at(before, found))}: leave it out, or change {whose}"
+            )
+
+
 # Files ---------------------------------------------------------------------------------------
 
 
@@ -216,9 +237,17 @@ def _build(cls: type[T], data: Mapping[str, Any], default: T | None, at: str) ->
     try:
         return cls(**values)
     except UserError as error:
-        raise UserError(f"{at}: {error}" if at else str(error)) from None
+        raise UserError(_placed(str(error), fields, at)) from None
     except ValueError as error:
         raise UserError(f"expected valid {at or 'values'}, found {error}: change the configuration") from None
+
+
+def _placed(message: str, fields: Iterable[str], at: str) -> str:
+    """A dataclass knows its fields by their own names, the user by their whole ones."""
+    named = re.match(r"expected (\w+)", message)
+    if at and named and named[1] in fields:
+        return f"expected {at}.{message[len('expected ') :]}"
+    return f"{at}: {message}" if at else message
 
 
 def _default(field: dataclasses.Field[Any], instance: Any) -> Any:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lawm_policy.layers import masked_mean, mlp
+from lawm_policy.types import within
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class ControllerConfig:
     features: int = 64  # of the trunk that the controller may look at; 0 keeps it blind
     features_dropout: float = 0.0
     commands_per_latent: int = 4
+
+    def __post_init__(self) -> None:
+        within(self, width="[1, inf)", features="[0, inf)", commands_per_latent="[1, inf)")
+        within(self, features_dropout="[0, 1)")
 
 
 class MlpController(nn.Module):

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lawm_policy.types import UserError
+
 
 def to_unit(frames: Tensor) -> Tensor:
     """uint8 images to floats in [-0.5, 0.5], the range that every network here reads and paints."""
@@ -53,13 +55,19 @@ def stem_strides(size: int, grid: int) -> list[int]:
     """How many stride-2 convolutions bring `size` pixels down to a `grid` of cells."""
     strides = []
     while size > grid:
-        if size % 2:
-            raise ValueError(f"expected an image size of {grid} times a power of two, found a side of {size}")
         size //= 2
         strides.append(2)
-    if size != grid:
-        raise ValueError(f"expected images of at least {grid} px, found {size}")
+    assert size == grid, "check_size lets no other pass"
     return strides
+
+
+def check_size(size: int, grid: int, key: str, whose: str) -> None:
+    """Refuses an image size (`key`) that halving does not bring to a grid (which `whose` names)."""
+    if size % grid or size == grid or (size // grid).bit_count() != 1:
+        choices = ", ".join(str(grid * 2**k) for k in range(1, 5))
+        raise UserError(
+            f"expected {key} among {choices}, ... ({whose} {grid}, doubled), found {size}: change one of them"
+        )
 
 
 def masked_mean(x_BVD: Tensor, mask_BV: Tensor) -> Tensor:

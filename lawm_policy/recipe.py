@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from lawm_policy.latent_actions.bottlenecks import KLBottleneck
 from lawm_policy.latent_actions.inverse import InverseConfig, InverseEncoder
+from lawm_policy.layers import check_size
 from lawm_policy.policies.baku import Baku, BakuConfig
 from lawm_policy.policies.heads import HALF_LOG_TAU, ChunkMixture
-from lawm_policy.types import Clip, UserError
-from lawm_policy.world_models.rssm import Rssm, RssmConfig
+from lawm_policy.types import Clip, UserError, within
+from lawm_policy.world_models.rssm import GRID, Rssm, RssmConfig
 
 Losses = dict[str, Tensor]
 
@@ -37,6 +38,39 @@ class RecipeConfig:
     latent_norm: float = 1e-3  # source policy: keeps z at a sane scale
     posterior_kl: float = 1e-3  # source variational: pulls the posterior to the prior
     prior_share: float = 0.3  # source variational: clips whose world model runs on the prior's z
+
+    def __post_init__(self) -> None:
+        weights = ("clone", "choice", "latent_norm", "posterior_kl")
+        within(self, world_share="(0, 1]", prior_share="[0, 1]", **dict.fromkeys(weights, "[0, inf)"))
+        check_size(self.policy.size, GRID, "policy.size", "the world model's grid of")
+        if self.source != "policy":
+            check_size(self.policy.size, self.inverse.grid, "policy.size", "inverse.grid")
+        if self.world_model.decode_steps > self.policy.chunk:
+            raise UserError(
+                f"expected world_model.decode_steps <= policy.chunk, which is {self.policy.chunk}, found "
+                f"{self.world_model.decode_steps}: lower it, or 0 for all"
+            )
+        if self.source == "policy" and self.world_share < 1:
+            raise UserError(
+                "expected world_share=1 with source 'policy', which clones nothing, found "
+                f"{self.world_share}: change it"
+            )
+        if self.source != "policy" and not self.policy.density:
+            raise UserError(
+                f"expected policy.density=true with source '{self.source}', found false: "
+                "a policy that clones latents needs a density"
+            )
+        if self.source == "policy" and (self.policy.density or self.policy.components > 1):
+            raise UserError(
+                "expected policy.density=false and policy.components=1 with source 'policy', found "
+                f"{str(self.policy.density).lower()} and {self.policy.components}: "
+                "the frame loss trains no density"
+            )
+        if self.source == "variational" and self.inverse.bottleneck.kind != "kl":
+            raise UserError(
+                "expected inverse.bottleneck.kind=kl with source 'variational', found "
+                f"'{self.inverse.bottleneck.kind}': the posterior must be a Gaussian"
+            )
 
 
 class PolicySource(nn.Module):
@@ -145,7 +179,6 @@ class Recipe(nn.Module):
 
     def __init__(self, cfg: RecipeConfig):
         super().__init__()
-        check(cfg)
         self.cfg = cfg
         self.phase: Phase = "all"
         self.encoder: PolicySource | InverseSource = SOURCES[cfg.source](cfg, Baku(cfg.policy))
@@ -175,26 +208,3 @@ class Recipe(nn.Module):
             "loss": torch.stack(list(losses.values())).sum(),
             **{k: v.detach() for k, v in losses.items()},
         }
-
-
-def check(cfg: RecipeConfig) -> None:
-    if not 0 < cfg.world_share <= 1 or (cfg.source == "policy" and cfg.world_share < 1):
-        raise UserError(
-            f"expected world_share above 0 and up to 1 (1 with source 'policy', which clones nothing), found "
-            f"{cfg.world_share}: change it"
-        )
-    if cfg.source != "policy" and not cfg.policy.density:
-        raise UserError(
-            f"expected policy.density=true with source '{cfg.source}', found false: "
-            "a policy that clones latents needs a density"
-        )
-    if cfg.source == "policy" and (cfg.policy.density or cfg.policy.components > 1):
-        raise UserError(
-            "expected policy.density=false and policy.components=1 with source 'policy', found "
-            f"{str(cfg.policy.density).lower()} and {cfg.policy.components}: the frame loss trains no density"
-        )
-    if cfg.source == "variational" and cfg.inverse.bottleneck.kind != "kl":
-        raise UserError(
-            "expected inverse.bottleneck.kind=kl with source 'variational', found "
-            f"'{cfg.inverse.bottleneck.kind}': the posterior must be a Gaussian"
-        )

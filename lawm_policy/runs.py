@@ -56,12 +56,30 @@ def check_out(
             raise UserError(
                 f"expected a new folder at {out}, found files in it: give another --out, --resume or --force"
             )
-    parent = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not os.access(parent, os.W_OK):
-        raise UserError(
-            f"expected a folder that can be written at {parent}, found it read-only: give another --out"
-        )
+    check_writable(out)
     return out
+
+
+def check_writable(folder: Path, option: str = "--out") -> None:
+    """Refuses a folder that cannot be written or made. Asked of a file without a name, that leaves nothing:
+    permissions do not say it all."""
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise UserError(
+            f"expected a folder that can be written at {there}, found that it cannot ({error.strerror}): "
+            f"give another {option}"
+        ) from None
+
+
+def check_file(path: Path, option: str, *, force: bool) -> None:
+    """Refuses a file to be written that exists, unless it is to be replaced, or that cannot be made."""
+    if path.is_dir():
+        raise UserError(f"expected a file for {option}, found the folder {path}: give a name in it")
+    if path.exists() and not force:
+        raise UserError(f"expected a new file, found {path}: add --force or choose another {option}")
+    check_writable(path.absolute().parent, option)
 
 
 def open_run(

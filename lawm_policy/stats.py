@@ -59,19 +59,6 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     return Interval(rate, low, high)
 
 
-def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
-    """The exact interval: never covers less than `confidence`, hence wider than Wilson's."""
-    _check_count(successes, trials)
-    if trials == 0:
-        return Interval(math.nan, 0.0, 1.0)
-    from scipy.stats import beta
-
-    tail = (1 - confidence) / 2
-    low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, trials - successes + 1))
-    high = 1.0 if successes == trials else float(beta.ppf(1 - tail, successes + 1, trials - successes))
-    return Interval(successes / trials, low, high)
-
-
 @dataclass(frozen=True)
 class Pairs:
     """The same episodes under A and under B, counted by who succeeded."""

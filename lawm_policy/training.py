@@ -41,7 +41,7 @@ from lawm_policy.training_state import (
     sigterm,
     slice_batch,
 )
-from lawm_policy.types import UserError
+from lawm_policy.types import UserError, within
 
 __all__ = ["FitResult", "ParamGroup", "TrainConfig", "fit"]
 
@@ -79,18 +79,10 @@ class TrainConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        at_least = {
-            "steps": 1, "batch_size": 1, "accumulate": 1, "log_every": 1, "save_every": 1, "keep_last": 1,
-            "warmup": 0, "eval_every": 0, "patience": 0, "weight_decay": 0, "clip_norm": 0, "seed": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise UserError(f"expected {name} >= {least}, found {getattr(self, name)}: change it")
-        if not self.lr > 0:
-            raise UserError(f"expected lr > 0, found {self.lr}: change it")
-        for name in ("ema", "final_lr_fraction"):
-            if not 0 <= getattr(self, name) <= 1 or (name == "ema" and self.ema == 1):
-                raise UserError(f"expected {name} from 0 to 1, found {getattr(self, name)}: change it")
+        counts = ("steps", "batch_size", "accumulate", "log_every", "save_every", "keep_last")
+        or_none = ("warmup", "eval_every", "patience", "weight_decay", "clip_norm")
+        within(self, **dict.fromkeys(counts, "[1, inf)"), **dict.fromkeys(or_none, "[0, inf)"))
+        within(self, lr="(0, inf)", ema="[0, 1)", final_lr_fraction="[0, 1]", seed="[0, 1e18]")
         if self.batch_size % self.accumulate:
             found = f"{self.accumulate} for {self.batch_size}"
             raise UserError(f"expected accumulate to divide batch_size, found {found}: change one")

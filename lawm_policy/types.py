@@ -11,6 +11,7 @@ Images are uint8 until they enter a network. Stored arrays are `..HWC`, network 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self, TypedDict
 
@@ -22,6 +23,38 @@ if TYPE_CHECKING:
 class UserError(ValueError):
     """A mistake of the person at the keyboard: one line saying what was expected, what was found
     and what to do. The command line prints it and exits with status 2."""
+
+
+def within(config: object, **intervals: str) -> None:
+    """Refuses a number outside its interval, such as "[1, inf)". NaN is in none; None says nothing."""
+    for name, interval in intervals.items():
+        told = getattr(config, name)
+        low, high = map(float, interval[1:-1].split(","))
+        for value in told if isinstance(told, tuple) else () if told is None else (told,):
+            above = low <= value if interval[0] == "[" else low < value
+            below = value <= high if interval[-1] == "]" else value < high
+            if not (above and below):
+                wanted = f"{'>=' if interval[0] == '[' else '>'} {low:g}"
+                if math.isfinite(high) or above:
+                    wanted += f" and {'<=' if interval[-1] == ']' else '<'} {high:g}"
+                raise UserError(f"expected {name} {wanted}, found {value}: change it")
+
+
+def multiple(config: object, **factors: int) -> None:
+    """Refuses a number that is no positive multiple of its factor."""
+    for name, factor in factors.items():
+        value = getattr(config, name)
+        if value < factor or value % factor:
+            raise UserError(f"expected {name} to be a multiple of {factor}, found {value}: change it")
+
+
+def each_once(config: object, name: str) -> None:
+    """Refuses names that are none, or of which one is there twice."""
+    told = getattr(config, name)
+    if not told or len(set(told)) < len(told):
+        raise UserError(
+            f"expected {name}, each once, found {', '.join(told) or 'none'}: name those of the data"
+        )
 
 
 class Batch:

@@ -25,7 +25,7 @@ def commands(document):
     return [shlex.split(line, comments=True) for line in lines if re.match(r"\s*(\.venv/bin/)?lawm\s", line)]
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/libero.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/libero.md", "docs/scale.md"])
 def test_every_command_in_the_documents_is_understood(document):
     found = commands(document)
     assert found
@@ -35,7 +35,7 @@ def test_every_command_in_the_documents_is_understood(document):
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "docs/libero.md", "benchmarks/README.md"]
+    "document", ["README.md", "CONTRIBUTING.md", "docs/libero.md", "docs/scale.md", "benchmarks/README.md"]
 )
 def test_every_file_that_a_document_names_is_there(document):
     text = (ROOT / document).read_text()
@@ -52,6 +52,18 @@ def test_every_benchmark_is_listed():
     asks = re.compile(r"^ +(write_result|run_trials)\(", re.MULTILINE)
     runnable = {name for name, text in texts.items() if '"__main__"' in text and asks.search(text)}
     assert runnable == listed
+
+
+def test_every_benchmark_answers_a_mistake_as_the_others_do():
+    texts = {p.name: p.read_text() for p in (ROOT / "benchmarks").glob("*.py")}
+    unlike = {name for name, text in texts.items() if re.search(r"argparse|tyro\.cli\(", text)}
+    unlike |= {name for name, text in texts.items() if re.search(r"^def main\(", text, re.MULTILINE)} - {
+        name for name, text in texts.items() if "    answer(main, Args)\n" in text
+    }
+    assert not unlike
+    done = run_table("--bogus")
+    assert done.returncode == 2
+    assert done.stderr == "table: expected a known option, found --bogus: choose one of --check\n"
 
 
 def run_table(*arguments):

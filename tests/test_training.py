@@ -289,7 +289,7 @@ def test_prefetching_keeps_order_and_passes_errors_on() -> None:
         ({"steps": 0}, "expected steps >= 1, found 0"),
         ({"lr": 0.0}, "expected lr > 0, found 0.0"),
         ({"lr": float("nan")}, "expected lr > 0, found nan"),
-        ({"ema": 1.0}, "expected ema from 0 to 1"),
+        ({"ema": 1.0}, "expected ema >= 0 and < 1, found 1.0"),
         ({"accumulate": 3}, "expected accumulate to divide batch_size"),
         ({"patience": 2}, "expected eval_every > 0 with patience 2"),
         ({"seed": -1}, "expected seed >= 0"),

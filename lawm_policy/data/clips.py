@@ -19,13 +19,14 @@ from lawm_policy.data.cache import CachedFrames, Request, open_frames
 from lawm_policy.data.demos import DemoConfig, DemoDataset
 from lawm_policy.data.sampling import (
     STILL_GREY_LEVELS,
+    check_images,
     copy_view,
     counter_rng,
     moving_commands,
     moving_span,
 )
 from lawm_policy.data.store import Episode, EpisodeStore
-from lawm_policy.types import Clip, UserError
+from lawm_policy.types import Clip, UserError, within
 
 __all__ = ["ClipConfig", "ClipDataset", "DemoConfig", "DemoDataset"]
 
@@ -60,16 +61,8 @@ class ClipConfig:
     """Starting points per clip period: 2 keeps decoded frames at twice `hz`."""
 
     def __post_init__(self) -> None:
-        if self.length < 1 or self.hz <= 0 or self.size < 8 or self.phases < 1 or not self.cameras:
-            raise UserError(
-                "expected clips with length >= 1, hz > 0, size >= 8, phases >= 1 and a camera, found "
-                f"length={self.length} hz={self.hz} size={self.size} phases={self.phases} "
-                f"cameras={self.cameras}"
-            )
-        if not 0 <= self.shift < self.size // 2 or len(set(self.cameras)) != len(self.cameras):
-            raise UserError(
-                f"expected 0 <= shift < size/2 and different cameras, found {self.shift} and {self.cameras}"
-            )
+        within(self, length="[1, inf)", hz="(0, inf)", phases="[1, inf)", early_seconds="[0, inf)")
+        check_images(self)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from lawm_policy.data.cache import Request, open_frames
 from lawm_policy.data.commands import joint_card, joint_commands
 from lawm_policy.data.normalize import Normalization
-from lawm_policy.data.sampling import copy_view, counter_rng, moving_commands, moving_span
+from lawm_policy.data.sampling import check_images, copy_view, counter_rng, moving_commands, moving_span
 from lawm_policy.data.store import Episode, EpisodeStore
-from lawm_policy.types import Demo, UserError
+from lawm_policy.types import Demo, UserError, within
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,8 @@ class DemoConfig:
     """joint: joint targets from hand commands, where the store says how the joints moved."""
 
     def __post_init__(self) -> None:
-        if min(self.chunk, self.commands_per_latent) < 1 or self.hz <= 0 or self.size < 8 or not self.cameras:
-            raise UserError(
-                "expected chunk >= 1, commands_per_latent >= 1, hz > 0, size >= 8 and a camera, found "
-                f"chunk={self.chunk} commands_per_latent={self.commands_per_latent} hz={self.hz} "
-                f"size={self.size} cameras={self.cameras}"
-            )
-        if not 0 <= self.shift < self.size // 2:
-            raise UserError(f"expected 0 <= shift < size/2, found {self.shift}")
+        within(self, chunk="[1, inf)", commands_per_latent="[1, inf)", hz="(0, inf)")
+        check_images(self)
 
 
 class DemoDataset(Dataset):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lawm_policy.types import UserError
+from lawm_policy.types import UserError, within
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class LanguageConfig:
     width: int = 128
     buckets: int = 4096  # n-grams only
     max_n: int = 3  # longest run of words that has a vector of its own
+
+    def __post_init__(self) -> None:
+        within(self, width="[1, inf)", buckets="[2, inf)", max_n="[1, inf)")
 
 
 def ngram_buckets(text: str, max_n: int, buckets: int) -> list[int]:

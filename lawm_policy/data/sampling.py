@@ -10,6 +10,7 @@ import numpy as np
 from lawm_policy.data.augment import jitter_tables, shift_view
 from lawm_policy.data.cache import CachedFrames
 from lawm_policy.data.store import EpisodeStore
+from lawm_policy.types import UserError, each_once, within
 
 STILL_GREY_LEVELS = 3.0  # a frame is still if no 8x8 block changed by more
 STILL_FRACTION = 1e-3  # a dimension is still if it moved by less of its range in the store
@@ -23,6 +24,20 @@ class Augmentation(Protocol):
     def brightness(self) -> float: ...
     @property
     def contrast(self) -> float: ...
+
+
+class Images(Augmentation, Protocol):
+    @property
+    def size(self) -> int: ...
+    @property
+    def cameras(self) -> tuple[str, ...]: ...
+
+
+def check_images(config: Images) -> None:
+    within(config, size="[8, inf)", shift="[0, inf)", brightness="[0, 1]", contrast="[0, 1]")
+    if config.shift >= config.size // 2:
+        raise UserError(f"expected shift below half of size, found {config.shift} of {config.size}: lower it")
+    each_once(config, "cameras")
 
 
 def counter_rng(stream: str, seed: int, step: int) -> np.random.Generator:

@@ -10,13 +10,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lawm_policy.types import Clip
+from lawm_policy.types import Clip, within
 
 
 @dataclass(frozen=True)
 class BottleneckConfig:
     kind: Literal["kl", "none"] = "kl"
     beta: float = 1e-3  # weight of the KL to N(0, I), per dimension
+
+    def __post_init__(self) -> None:
+        within(self, beta="[0, inf)")
 
 
 class NoBottleneck(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lawm_policy.latent_actions.bottlenecks import BOTTLENECKS, BottleneckConfig, KLBottleneck, NoBottleneck
 from lawm_policy.layers import ConvNorm, masked_mean, mlp, stem_strides, to_unit
-from lawm_policy.types import Clip
+from lawm_policy.types import Clip, multiple, within
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,10 @@ class InverseConfig:
     width: int = 256
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     disguise: bool = False  # in training, exchange the colours of what it sees, clip by clip
+
+    def __post_init__(self) -> None:
+        multiple(self, channels=16)
+        within(self, grid="[1, inf)", width="[1, inf)")
 
 
 class InverseEncoder(nn.Module):

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lawm_policy.data.language import LanguageConfig, build_language
-from lawm_policy.layers import TransformerBlock
+from lawm_policy.layers import TransformerBlock, check_size
 from lawm_policy.policies.heads import ChunkHead, ChunkMixture
 from lawm_policy.policies.trunk import TrunkConfig, ViewTrunk
+from lawm_policy.types import UserError, each_once, within
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,19 @@ class BakuConfig:
     density: bool = True  # the head can clone latents by likelihood
     language: LanguageConfig = field(default_factory=LanguageConfig)
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
+
+    def __post_init__(self) -> None:
+        within(
+            self, **dict.fromkeys(("chunk", "latent", "width", "layers", "heads", "components"), "[1, inf)")
+        )
+        within(self, dropout="[0, 1)")
+        check_size(self.size, self.trunk.grid, "size", "trunk.grid")
+        if self.width % self.heads:
+            raise UserError(
+                f"expected width to be a multiple of heads, which is {self.heads}, found {self.width}: "
+                "change one of them"
+            )
+        each_once(self, "cameras")
 
 
 @dataclass(frozen=True)

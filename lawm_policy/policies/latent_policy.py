@@ -14,7 +14,7 @@ from lawm_policy.controller import CONTROLLERS, ControllerConfig
 from lawm_policy.data.normalize import Normalization
 from lawm_policy.policies.baku import Baku, BakuConfig
 from lawm_policy.policies.ensembling import Ensemble
-from lawm_policy.types import Demo, Observation, UserError
+from lawm_policy.types import Demo, Observation, UserError, within
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class LatentPolicyConfig:
     hears: bool = True  # False: no instruction
     choice: float = 0.1  # weight of choosing the component of the mixture that fits
     sharpness: float = 10.0  # how much better a component must fit to be held responsible
+
+    def __post_init__(self) -> None:
+        within(self, execute="[1, inf)", ensemble="[0, inf)", choice="[0, inf)", sharpness="[0, inf)")
 
 
 class LatentPolicy(nn.Module):
@@ -57,6 +60,11 @@ class LatentPolicy(nn.Module):
     def execute(self) -> int:
         """Commands to execute before asking again."""
         return self.cfg.execute * self.cfg.controller.commands_per_latent
+
+    @property
+    def commands(self) -> int:
+        """Commands of a chunk: no more can be executed."""
+        return self.cfg.policy.chunk * self.cfg.controller.commands_per_latent
 
     def forward(self, demo: Demo) -> dict[str, Tensor]:
         return self.loss(demo)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lawm_policy.layers import ConvNorm, SpatialSoftmax, stem_strides, to_unit
+from lawm_policy.types import multiple, within
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,10 @@ class TrunkConfig:
     channels: int = 64
     grid: int = 16  # cells a side where the keypoints are read
     map_channels: int = 16  # of the small strided map that keeps the layout
+
+    def __post_init__(self) -> None:
+        multiple(self, channels=16, grid=2)
+        within(self, map_channels="[1, inf)")
 
 
 class ViewTrunk(nn.Module):

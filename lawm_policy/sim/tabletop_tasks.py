@@ -60,12 +60,6 @@ class Task:
         """At this instant; the environment adds the hold time."""
         return all(goal.holds(world) for goal in self.goals)
 
-    def starts_from(self, world: World) -> bool:
-        """Whether the task is still to be done and its things are where the gripper can take them."""
-        return not self.done(world) and all(
-            not goal.block or graspable(world, goal.block) for goal in self.goals
-        )
-
 
 def _released(world: World, block: str) -> bool:
     """The gripper has let go: it is open, or away from the block."""

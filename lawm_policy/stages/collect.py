@@ -107,10 +107,13 @@ def _check(args: CollectArgs) -> list[Slot]:
         raise UserError(f"expected an even --size from 16 to 640, found {args.size}: choose one")
     if not 0 <= args.caption_rate <= 1:
         raise UserError(f"expected --caption-rate from 0 to 1, found {args.caption_rate}: choose one")
-    counts = [args.episodes, args.play, args.seed, args.distractors]
     check_workers(args.workers)
-    if min(counts) < 0 or args.play_seconds < 1:
-        raise UserError("expected no negative number, and a second of play or more: check the arguments")
+    for name, least in (("episodes", 0), ("play", 0), ("seed", 0), ("distractors", 0), ("play_seconds", 1)):
+        if not getattr(args, name) >= least:
+            option = name.replace("_", "-")
+            raise UserError(
+                f"expected --{option} of at least {least}, found {getattr(args, name)}: change it"
+            )
     slots = _tabletop_slots(args, bodies) if args.suite == TABLETOP else collect_libero.check(args)
     if not slots:
         raise UserError("expected at least one episode, found none: give --episodes or --play")

@@ -21,7 +21,7 @@ import tyro
 
 from lawm_policy import stats
 from lawm_policy.console import say
-from lawm_policy.runs import write_text
+from lawm_policy.runs import check_file, write_text
 from lawm_policy.sim import protocol
 from lawm_policy.sim.protocol import SUMMARY, Record
 from lawm_policy.stats import Pairs
@@ -46,8 +46,8 @@ class CompareArgs:
 
 def run(args: CompareArgs) -> int:
     """Prints what A and B did on the episodes they share."""
-    if args.json is not None and args.json.exists() and not args.force:
-        raise UserError(f"expected a new file, found {args.json}: add --force or choose another")
+    if args.json is not None:
+        check_file(args.json, "--json", force=args.force)
     found = compare(evaluations(args.a), evaluations(args.b), across=args.across)
     show(found)
     if args.json is not None:

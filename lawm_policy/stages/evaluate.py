@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from lawm_policy.console import progress, say
-from lawm_policy.runs import versions, write_text
+from lawm_policy.runs import check_writable, versions, write_text
 from lawm_policy.sim import protocol
 from lawm_policy.sim.crews import load_function
 from lawm_policy.sim.matching import check_match
@@ -111,6 +111,12 @@ def run(args: EvaluateArgs) -> int:
     cells = protocol.grid(tasks, args.episodes, first, args.seed)
     actor: Actor = load_function(args.policy_factory)(args.run)
     execute = args.execute or actor.execute
+    most = getattr(actor, "commands", execute)  # of a chunk, where the policy says
+    if not 1 <= execute <= most:
+        raise UserError(
+            f"expected 1 to {most} commands to execute, as many as a chunk has, found {execute}: "
+            "give another --execute"
+        )
     if ensemble := getattr(actor, "ensemble", None):
         ensemble.execute = execute
     card = _checked(args, actor, suite)
@@ -273,10 +279,14 @@ def _check(args: EvaluateArgs) -> None:
         ("failures", 0),
         ("distractors", 0),
         ("execute", 1),
+        ("seed_base", 0),
+        ("seed", 0),
+        ("job_seconds", 1),
     ):
         value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"expected --{name} of at least {least}, found {value}")
+        if value is not None and not value >= least:
+            option = name.replace("_", "-")
+            raise UserError(f"expected --{option} of at least {least}, found {value}: change it")
     check_workers(args.workers)
     if args.device != "cpu" and not args.batch:
         raise UserError(f"expected --batch with --device {args.device}, found none: give --batch 16")
@@ -295,6 +305,7 @@ def _open(
         raise UserError(f"expected a new folder or an evaluation, found other files in {out}: choose another")
     if there and not (args.resume or args.force):
         raise UserError(f"expected a new folder, found an evaluation in {out}: add --resume or --force")
+    check_writable(out)
     out.mkdir(parents=True, exist_ok=True)
     with open(out / ".lock", "w") as lock:
         try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from lawm_policy.config import from_dict, load_config, to_dict
+from lawm_policy.config import from_dict, load_config, refuse_ignored, to_dict, value_at
 from lawm_policy.console import say
 from lawm_policy.data.clips import DemoConfig, DemoDataset
 from lawm_policy.data.normalize import Normalization
@@ -15,7 +15,7 @@ from lawm_policy.policies.baku import BakuConfig
 from lawm_policy.policies.latent_policy import LatentPolicyConfig
 from lawm_policy.stages.arguments import FinetuneArgs
 from lawm_policy.training import FitResult, ParamGroup, TrainConfig
-from lawm_policy.types import UserError
+from lawm_policy.types import UserError, within
 
 if TYPE_CHECKING:
     from lawm_policy.checkpoint import Checkpoint, InitReport
@@ -34,13 +34,30 @@ class FinetuneConfig:
     pretrained_lr: float = 1.0  # of what came from pretraining, as a share of train.lr
     validation_batches: int = 4
 
+    def __post_init__(self) -> None:
+        within(self, pretrained_lr="[0, inf)", validation_batches="[1, inf)")
+
+
+DERIVED = {  # keys -> what they follow from
+    "data.size": "policy.policy.size",
+    "data.cameras": "policy.policy.cameras",
+    "data.chunk": "policy.policy.chunk",
+    "data.commands_per_latent": "policy.controller.commands_per_latent",
+    "policy.policy": "--init",
+    "policy.head": "--head",
+}
+
 
 def run(args: FinetuneArgs) -> int:
-    cfg = load_config(args.config, FinetuneConfig, args.overrides, stage="finetune")
+    within(args, draw="[0, inf)")
+    asked = load_config(args.config, FinetuneConfig, args.overrides, stage="finetune")
+    cfg = asked
     if args.head != "configured":
         cfg = replace(cfg, policy=replace(cfg.policy, head=args.head))
+    cfg = resolve(cfg, _load(args.init) if args.init else None)
+    refuse_ignored(args.overrides, asked, cfg, DERIVED)
     if args.show:
-        print(explain(resolve(cfg, _load(args.init) if args.init else None)), end="")
+        print(explain(cfg), end="")
         return 0
     result = finetune(
         cfg,
@@ -82,7 +99,7 @@ def finetune(
         raise UserError(
             f"expected --init with --train {train}, found none: from scratch there is nothing to freeze"
         )
-    cfg = resolve(cfg, pretrained)
+    cfg = resolve(cfg, pretrained, fresh)
     demonstrations = DemoDataset(data, cfg.data, split="train", demos_per_task=demos, draw_seed=draw)
     held_out = DemoDataset(data, replace(cfg.data, shift=0), split="val")
 
@@ -94,6 +111,8 @@ def finetune(
     if robot is None:  # a store from elsewhere: commands as they are, not offsets from a state
         names = {"state_names": demonstrations.state_names, "action_names": demonstrations.action_names}
         robot = {key: list(value) for key, value in names.items()} | {"relative_to": None}
+    if pretrained is not None and "controller" not in fresh:
+        check_robot(robot, pretrained, data)
     policy = LatentPolicy(cfg.policy, normalization, robot)
     came: tuple[str, ...] = ()
     if pretrained is not None:
@@ -136,11 +155,43 @@ def finetune(
     )
 
 
-def resolve(cfg: FinetuneConfig, start: Checkpoint | None) -> FinetuneConfig:
+def resolve(cfg: FinetuneConfig, start: Checkpoint | None, fresh: tuple[str, ...] = ()) -> FinetuneConfig:
     """What follows from the rest: the policy from the run to start from, the data from the policy."""
     if start is not None:
         cfg = replace(cfg, policy=replace(cfg.policy, policy=policy_of(start)))
+        check_start(cfg, start, fresh)
+    if cfg.policy.execute > cfg.policy.policy.chunk:
+        raise UserError(
+            f"expected policy.execute <= {cfg.policy.policy.chunk}, the latents of a chunk, found "
+            f"{cfg.policy.execute}: lower it"
+        )
     return replace(cfg, data=demo_config(cfg))
+
+
+def check_start(cfg: FinetuneConfig, start: Checkpoint, fresh: tuple[str, ...]) -> None:
+    """What was learnt from one kind of data means nothing in another."""
+    keys = ["data.hz"]
+    if start.kind == "finetuned" and "controller" not in fresh:
+        parts = ("kind", "width", "features", "commands_per_latent")
+        keys += ["policy.head", *(f"policy.controller.{part}" for part in parts)]
+    for key in keys:
+        was, now = value_at(start.meta["config"], key), value_at(to_dict(cfg), key)
+        if was != now:
+            raise UserError(
+                f"expected {key}={was}, as in the run to start from, found {now}: add --set {key}={was}, or "
+                "start from another run"
+            )
+
+
+def check_robot(robot: dict[str, Any], start: Checkpoint, data: Path) -> None:
+    """A controller that has learnt commands one robot."""
+    for key in ("state_names", "action_names") if start.kind == "finetuned" else ():
+        was, now = (", ".join(card[key]) for card in (start.meta["robot"], robot))
+        if was != now:
+            raise UserError(
+                f"expected {key} {was} in {data}, as in the run to start from, found {now}: "
+                "give demonstrations of that robot, or start from a pretrained run"
+            )
 
 
 def demo_config(cfg: FinetuneConfig) -> DemoConfig:

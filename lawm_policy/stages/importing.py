@@ -33,6 +33,7 @@ from lawm_policy.data.store import EpisodeStore
 from lawm_policy.data.store_writer import EpisodeShape, StoreWriter
 from lawm_policy.data.video import VideoError, scan_packets
 from lawm_policy.data.video_import import SourceEpisode, find_videos, stage_videos
+from lawm_policy.runs import check_writable
 from lawm_policy.sim.libero_robot import CONTROL_HZ, HAND, panda_card
 from lawm_policy.types import UserError
 
@@ -291,6 +292,7 @@ def _rate(text: str, episodes: list[SourceEpisode]) -> int:
 def _prepare(args: ImportArgs) -> bool:
     """Clears the output where that was asked for; says whether this run creates it."""
     occupied = args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir()))
+    check_writable(args.out)
     if not occupied or args.resume:
         return not occupied
     if not args.force:

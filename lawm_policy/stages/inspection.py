@@ -14,6 +14,7 @@ import tyro
 from lawm_policy.data.health import damage
 from lawm_policy.data.layout import STATS
 from lawm_policy.data.store import EpisodeStore
+from lawm_policy.runs import check_file
 from lawm_policy.types import UserError
 
 SHEET_EPISODES = 12
@@ -39,9 +40,11 @@ class InspectArgs:
 
 
 def run(args: InspectArgs) -> int | None:
-    for path in (args.sheet, args.json):
-        if path is not None and path.exists() and not args.force:
-            raise UserError(f"expected a new file, found {path}: choose another name or add --force")
+    for option, path in (("--sheet", args.sheet), ("--json", args.json)):
+        if path is not None:
+            check_file(path, option, force=args.force)
+    if args.sheet is not None and args.sheet.suffix.lower() != ".png":
+        raise UserError(f"expected a name that ends in .png for --sheet, found {args.sheet}: rename it")
     store = EpisodeStore.open(args.data)
     facts = describe(store)
     facts["damage"] = list(damage(store, args.full))

@@ -13,7 +13,7 @@ from lawm_policy.data.clips import ClipConfig, ClipDataset
 from lawm_policy.recipe import RecipeConfig
 from lawm_policy.stages.arguments import PretrainArgs
 from lawm_policy.training import FitResult, TrainConfig
-from lawm_policy.types import UserError
+from lawm_policy.types import UserError, within
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,9 @@ class WorldFirst:
     batch_size: int = 16
     lr: float = 5e-4
 
+    def __post_init__(self) -> None:
+        within(self, steps="[0, inf)", batch_size="[1, inf)", lr="(0, inf)")
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -40,16 +43,33 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     validation_clips: int = 256
 
+    def __post_init__(self) -> None:
+        within(self, weights="(0, inf)", validation_clips="[2, inf)")
+        if self.world.steps and self.recipe.source != "inverse":
+            raise UserError(
+                f"expected world.steps=0 with source '{self.recipe.source}', found {self.world.steps}: "
+                "only a policy that clones latents can wait for them"
+            )
+
+
+DERIVED = {  # keys of the data -> what they follow from
+    "data.size": "recipe.policy.size",
+    "data.cameras": "recipe.policy.cameras",
+    "data.length": "recipe.policy.chunk",
+}
+
 
 def run(args: PretrainArgs) -> int:
-    from lawm_policy.config import load_config
+    from lawm_policy.config import load_config, refuse_ignored
     from lawm_policy.explain import explain
 
     cfg = load_config(args.config, PretrainConfig, args.overrides, stage="pretrain")
+    resolved = replace(cfg, data=clip_config(cfg))
+    refuse_ignored(args.overrides, cfg, resolved, DERIVED)
     if args.show:
-        print(explain(replace(cfg, data=clip_config(cfg))), end="")
+        print(explain(resolved), end="")
         return 0
-    result = pretrain(cfg, args.data, args.out, resume=args.resume, force=args.force)
+    result = pretrain(resolved, args.data, args.out, resume=args.resume, force=args.force)
     return 143 if result.stopped == "sigterm" else 0
 
 
@@ -76,11 +96,6 @@ def pretrain(
 
     check_out(out, resume=resume, force=force)
     cfg = replace(cfg, data=clip_config(cfg))
-    if cfg.world.steps and cfg.recipe.source != "inverse":
-        raise UserError(
-            f"expected world.steps=0 with source '{cfg.recipe.source}', found {cfg.world.steps}: "
-            "only a policy that clones latents can wait for them"
-        )
     first = replace(cfg.train, **to_dict(cfg.world)) if cfg.world.steps else None
     torch.manual_seed(cfg.train.seed)
     recipe = (module or Recipe)(cfg.recipe)

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import tyro
 
 from lawm_policy.console import say
-from lawm_policy.runs import write_text
+from lawm_policy.runs import check_file, write_text
 from lawm_policy.sim import protocol
 from lawm_policy.sim.protocol import Episode
 from lawm_policy.stages import report_benchmarks, report_episodes
@@ -35,7 +35,7 @@ from lawm_policy.stages.report_sources import (
     read,
 )
 from lawm_policy.stats import ONE_LOOK
-from lawm_policy.types import UserError
+from lawm_policy.types import UserError, within
 
 FILM_BYTES, PICTURE_BYTES = 5_000_000, 2_000_000  # as files; base64 adds a third. The page stays below 10 MB.
 NOT_A_LOSS = ("lr", "grad", "seconds", "frames_per")  # beginnings of names
@@ -61,12 +61,8 @@ class ReportArgs:
 
 def run(args: ReportArgs) -> int:
     """Writes the page and says where it is."""
-    if args.out.is_dir():
-        raise UserError(
-            f"expected a file for --out, found the folder {args.out}: give a name such as report.html"
-        )
-    if args.out.exists() and not args.force:
-        raise UserError(f"expected a new file, found {args.out}: add --force or choose another --out")
+    check_file(args.out, "--out", force=args.force)
+    within(args, films="[0, inf)")
     text = build(read(args.folders), args.title, args.summary, args.films)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.out, text)

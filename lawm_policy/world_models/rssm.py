@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lawm_policy.layers import ConvNorm, masked_mean, mlp, stem_strides, to_unit
-from lawm_policy.types import Clip
+from lawm_policy.types import Clip, multiple, within
+
+GRID = 16  # cells a side of the map that the decoder reads x_t from
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,12 @@ class RssmConfig:
     moving_weight: float = 10.0  # of a pixel that moved, against 1 for one that did not
     moving_threshold: float = 0.06  # of full range, on the largest channel difference from x_t
     decode_steps: int = 0  # decode this many random steps of a clip in training (the last always); 0 is all
+
+    def __post_init__(self) -> None:
+        multiple(self, channels=16)
+        weights = ("free_nats", "kl_dynamics", "kl_representation", "moving_weight")
+        within(self, deter="[1, inf)", moving_threshold="[0, 1]", **dict.fromkeys(weights, "[0, inf)"))
+        within(self, stochastic="[0, inf)", decode_steps="[0, inf)")
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Encoder(nn.Module):
 
     def __init__(self, cfg: RssmConfig, size: int, views: int):
         super().__init__()
-        strides = stem_strides(size, 16)
+        strides = stem_strides(size, GRID)
         widths = [3, *([cfg.channels // 2] * (len(strides) - 1)), cfg.channels]
         self.stem = nn.Sequential(
             *(

@@ -56,7 +56,7 @@ def test_one_first_image_has_as_many_futures_as_tasks():
     saved, world = env.save_state(), env.world()
     ends = {}
     for name, task in TASKS.items():
-        assert task.starts_from(world)
+        assert not task.done(world)
         demo = rollout(env, name, 21, state=saved)
         assert demo.success, name
         np.testing.assert_array_equal(demo.state_TP[0], env.reset(options={"state": saved})[0]["state"])
@@ -70,8 +70,8 @@ def test_a_task_can_follow_another_from_where_it_ended():
     env = TabletopEnv(images=False)
     assert rollout(env, "place_red_yellow", 6).success
     first = env.save_state()
-    assert not TASKS["place_red_yellow"].starts_from(env.world())
-    assert TASKS["place_green_purple"].starts_from(env.world())
+    assert TASKS["place_red_yellow"].done(env.world())
+    assert not TASKS["place_green_purple"].done(env.world())
     assert rollout(env, "place_green_purple", 6, state=first).success
 
 

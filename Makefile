@@ -49,6 +49,7 @@ test: lint browser
 acceptance: libero browser
 	$(BIN)/pytest -m acceptance
 	$(BIN)/python benchmarks/expert_rates.py --resume --out benchmarks/results/expert_rates
+	$(BIN)/python benchmarks/gates.py --resume --out benchmarks/results/gates
 	$(BIN)/python benchmarks/faults.py --resume --out benchmarks/results/faults
 	$(BIN)/python benchmarks/libero_experts.py --resume --out benchmarks/results/libero_experts
 	$(BIN)/python benchmarks/libero_faults.py --resume --out benchmarks/results/libero_faults

@@ -1,12 +1,16 @@
 """Does the world model predict, and does it listen to z? Gate 2 of the design, on held-out clips of the
 study's pretraining runs, each against an equally trained twin without z.
 
-    python benchmarks/gates.py --out benchmarks/results/gates [--recipes inverse-kl,lawm,variational]
+    python benchmarks/gates.py --out benchmarks/results/gates [--resume] [--recipes lawm,variational]
 
-Pretraining runs are made where they are missing, as units of `label_efficiency.py`."""
+Pretraining runs are made where they are missing, as units of `label_efficiency.py`. While it runs,
+`rows.jsonl` in the output holds what a resumed run goes on from. It carries the hash of the code, and is
+refused under another."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from controls import MODULES
-from harness import Target, answer, write_result
+from harness import Target, answer, read_journal, write_result
 from study import FULL, QUICK, Study
 
+import lawm_policy
 from lawm_policy import checkpoint, stats
 from lawm_policy.config import from_dict
 from lawm_policy.data.clips import ClipDataset
@@ -31,10 +36,12 @@ from lawm_policy.stages.pretrain import PretrainConfig, clip_config
 from lawm_policy.types import Clip
 
 STEPS = (2, 4, 6)
+ROWS = "rows.jsonl"
 NOTES = """Held-out clips; dB over pixels that moved, against the best of copy, mean frame and the z-free
 twin: mean over clips with Student's t; `lawm` on captioned clips from the first second. Paired futures: from
 one simulated state, two instructions; the z of each must predict its own future better than the other's. A
-recipe that reads z off the future passes that by its nature; for `lawm` it is the test."""
+recipe that reads z off the future passes that by its nature; for `lawm` it is the test. Clips without text
+(play) are in rows of their own, and no target judges them."""
 FUTURES_SEED = 110_000  # validation states, apart from those that tune learning rates
 
 
@@ -48,6 +55,8 @@ class Args:
     """the study's data and weights"""
     recipes: str = "inverse-kl,variational,lawm"
     """which, separated by commas"""
+    resume: bool = False
+    """go on where this run stopped"""
     quick: bool = False
     """the same code on less work; teaches nothing"""
 
@@ -77,13 +86,12 @@ def over_clips(rows: list[dict[str, float]], key: str) -> stats.Interval:
     return stats.seed_difference([g for g in gaps if np.isfinite(g)])
 
 
-def measure(name: str, recipe: Recipe, twin: Recipe, clips: list[Clip], early: list[Clip]) -> dict[str, Any]:
+def measure(recipe: Recipe, twin: Recipe, clips: list[Clip], judged: list[Clip]) -> dict[str, Any]:
+    """The use of z on `clips`, and the prediction of `judged` beside its three baselines."""
     use = z_use(recipe, clips)
     twin_use = z_use(twin, clips)
-    judged = early if name == "lawm" else clips
     rows = psnr(recipe, judged, twin=twin, mean_frame_VCHW=mean_frame(clips), steps=STEPS)
     row: dict[str, Any] = {
-        "recipe": name,
         "moving_mse_over_twin": use["moving_mse"] / twin_use["moving_mse"],
         "shuffled_cost": use["shuffled_cost"],
         "mean_cost": use["mean_cost"],
@@ -112,31 +120,57 @@ def futures(recipe: Recipe, count: int, size: int) -> dict[str, Any]:
     return {"paired_futures": interval.value, "paired_futures_interval": (interval.low, interval.high)}
 
 
+def measure_recipe(study: Study, name: str, quick: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is judged, and the same of clips without text."""
+    stores = study.data()
+    folder = study.pretraining(name)
+    recipe, twin = load_pretrained(folder), load_twin(study.pretraining(f"{name}+z-free"))
+    batches = 1 if quick else 8
+    both = [stores["arm"], stores["hand"]]
+    clips = held_out(both, folder, batches)
+    silent = held_out(both, folder, batches, caption="absent")
+    judged = clips
+    if name == "lawm":
+        judged = held_out([stores["arm"]], folder, batches, early_seconds=1.0, caption="required")
+    row = measure(recipe, twin, clips, judged) | futures(recipe, 4 if quick else 60, recipe.cfg.policy.size)
+    apart = measure(recipe, twin, silent, silent)
+    return {"recipe": name, "clips": "all"} | row, {"recipe": name, "clips": "without text"} | apart
+
+
+def code_hash() -> str:
+    """Of everything that may decide what is found."""
+    digest = hashlib.sha256()
+    package = Path(lawm_policy.__file__).parent
+    for path in [*sorted(package.rglob("*.py")), *sorted(Path(__file__).parent.glob("*.py"))]:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def main(args: Args) -> None:
     torch.set_num_threads(1)
-    started = time.monotonic()
     study = Study(args.out, args.work, QUICK if args.quick else FULL)
-    stores = study.data()
-    rows, targets = [], []
-    for name in args.recipes.split(","):
-        folder = study.pretraining(name)
-        recipe, twin = load_pretrained(folder), load_twin(study.pretraining(f"{name}+z-free"))
-        size = recipe.cfg.policy.size
-        batches = 1 if args.quick else 8
-        clips = held_out([stores["arm"], stores["hand"]], folder, batches)
-        early = held_out([stores["arm"]], folder, batches, early_seconds=1.0, caption="required")
-        row = measure(name, recipe, twin, clips, early) | futures(recipe, 4 if args.quick else 60, size)
-        rows.append(row)
-        targets += judge(name, row)
+    args.out.mkdir(parents=True, exist_ok=True)
+    journal, code = args.out / ROWS, code_hash()
+    if not args.resume:
+        journal.unlink(missing_ok=True)
+    done = {line["recipe"]: line for line in read_journal(journal, code)}
+    names = args.recipes.split(",")
+    for name in (name for name in names if name not in done):
+        started = time.monotonic()
+        rows = measure_recipe(study, name, args.quick)
+        done[name] = {"recipe": name, "rows": rows, "seconds": time.monotonic() - started, "code": code}
+        with journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(done[name]) + "\n")
     write_result(
         args.out,
         question="Does the world model predict, and does it listen to z?",
-        seconds=time.monotonic() - started,
+        seconds=sum(done[name]["seconds"] for name in names),
         seeds=[1, FUTURES_SEED],
-        rows=rows,
-        targets=targets,
-        notes=NOTES,
+        rows=[row for name in names for row in done[name]["rows"]],
+        targets=[target for name in names for target in judge(name, done[name]["rows"][0])],
+        notes=f"{NOTES} Code {code}.",
     )
+    journal.unlink()
 
 
 def judge(name: str, row: dict[str, Any]) -> list[Target]:

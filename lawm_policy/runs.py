@@ -53,9 +53,8 @@ def check_out(
                 f"expected {marker} in {out} to overwrite it, found other files: give another --out"
             )
         if not (resume or force):
-            raise UserError(
-                f"expected a new folder at {out}, found files in it: give another --out, --resume or --force"
-            )
+            former = ", --resume or --force" if (out / marker).is_file() else ""
+            raise UserError(f"expected a new folder at {out}, found files in it: give another --out{former}")
     check_writable(out)
     return out
 

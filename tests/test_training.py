@@ -336,6 +336,8 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
     for options in ({"force": True}, {"resume": True}):
         with pytest.raises(UserError, match="found other files"):
             runs.open_run(other, TrainConfig(), **options)
+    with pytest.raises(UserError, match=r"give another --out$"):  # nothing else would help
+        runs.check_out(other)
     assert (other / "photo.jpg").exists()
     with pytest.raises(UserError, match="found a file at"):
         runs.check_out(other / "photo.jpg")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from lawm_policy.data.language import LanguageConfig
 from lawm_policy.latent_actions.inverse import InverseConfig
@@ -12,7 +14,7 @@ from lawm_policy.policies.baku import BakuConfig
 from lawm_policy.policies.trunk import TrunkConfig
 from lawm_policy.recipe import RecipeConfig
 from lawm_policy.types import Clip
-from lawm_policy.world_models.rssm import RssmConfig
+from lawm_policy.world_models.rssm import Rssm, RssmConfig
 
 CHUNK = 3
 POLICY = BakuConfig(
@@ -55,3 +57,38 @@ def clip(batch: int = 4, views: tuple[bool, ...] = (True, True), chunk: int = CH
     mask = torch.tensor(views).repeat(batch, 1)
     frames[~mask[:, None].expand(-1, chunk + 1, -1)] = 0
     return Clip(frames, mask, tuple(text), torch.arange(batch) % 2)
+
+
+def painted_in_training(
+    world: Rssm, step: Callable[[], object], held_BTZ: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What one training step compares with the truth in its open-loop frame loss, and the z it came from.
+    With `held_BTZ` the world model gets that z, whatever the step reads off its clip."""
+    whole, part = world.loss, world._frame_loss
+    compared: list[tuple[Tensor, Tensor]] = []
+    films: list[tuple[Tensor, Tensor]] = []
+
+    def watch_part(painted: Tensor, *rest: object) -> Tensor:
+        compared.append((part(painted, *rest), painted.detach()))
+        return compared[-1][0]
+
+    def watch_whole(clip: Clip, z_BTZ: Tensor) -> dict[str, Tensor]:
+        torch.manual_seed(0)  # the same draws, whatever came before
+        losses = whole(clip, z_BTZ if held_BTZ is None else held_BTZ)
+        films.extend((painted, z_BTZ.detach()) for loss, painted in compared if loss is losses["frames"])
+        return losses
+
+    world.loss, world._frame_loss = watch_whole, watch_part  # type: ignore[method-assign]
+    try:
+        step()
+    finally:
+        del world.loss, world._frame_loss
+    (found,) = films
+    return found
+
+
+def with_noise_after_t(clip: Clip) -> Clip:
+    frames = clip.frames_BTVCHW.clone()
+    generator = torch.Generator().manual_seed(7)
+    frames[:, 1:] = torch.randint(0, 255, frames[:, 1:].shape, generator=generator).to(torch.uint8)
+    return replace(clip, frames_BTVCHW=frames)

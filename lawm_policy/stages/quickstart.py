@@ -16,6 +16,7 @@ from lawm_policy.runs import check_out, write_text
 from lawm_policy.types import UserError
 
 STATE = "quickstart.json"
+BEST = "inverse-kl"  # the arm by which the study judges pretraining: the best on validation states
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class QuickstartConfig:
     play_videos: int = 10  # an embodiment
     demos: int = 10  # a task, labelled
     held_out_demos: int = 2  # a task, for the held-out loss
-    episodes: int = 15  # a task, in each evaluation
+    episodes: int = 15  # a task, in each evaluation, on validation states: the test states are the study's
     films: int = 1  # a task, in each evaluation
     pretrain: str = "quickstart"  # names of configurations
     finetune: str = "quickstart"
@@ -78,7 +79,7 @@ def run(args: QuickstartArgs) -> int:
 
 
 class Story:
-    """Runs each step once: what is finished is written down and skipped when run again."""
+    """Runs each step once: what is finished is written down, and skipped while it is still there."""
 
     def __init__(self, args: QuickstartArgs, cfg: QuickstartConfig):
         self.out = args.out
@@ -105,7 +106,7 @@ class Story:
         return sum(self.state["steps"].values())
 
     def step(self, what: str, folder: Path, do: Callable[[], int | None]) -> None:
-        if what in self.state["steps"]:
+        if what in self.state["steps"] and folder.exists():
             return
         say(f"{'going on: ' if folder.exists() else ''}{what} ...")
         started = time.monotonic()
@@ -202,6 +203,7 @@ def _evaluate(args: QuickstartArgs, cfg: QuickstartConfig, policy: Path, out: Pa
             out=out,
             tasks=cfg.tasks,
             episodes=cfg.episodes,
+            split="val",
             workers=args.workers,
             video=cfg.films,
             resume=out.exists(),
@@ -236,13 +238,12 @@ def _study_rows() -> list[dict[str, Any]]:
 
 
 def _study_says() -> str:
-    gains = [row for row in _study_rows() if row["n"] == 10 and row.get("minus_scratch_interval")]
-    pretrained = [row for row in gains if row["arm"] in ("lawm", "inverse-kl", "variational")]
-    if not pretrained:
+    """What the study found, at the number of demonstrations that its targets name."""
+    found = {row["arm"]: row for row in _study_rows() if row["n"] == 10 and row.get("minus_scratch_interval")}
+    if BEST not in found:
         return ", which has not been run to its end yet"
-    best = max(pretrained, key=lambda row: row["minus_scratch"])
-    low, high = best["minus_scratch_interval"]
-    return f" ({best['arm']}: {best['minus_scratch']:+.0f} points, {low:+.0f} to {high:+.0f}, at 10 a task)"
+    gain, (low, high) = (found[BEST][key] for key in ("minus_scratch", "minus_scratch_interval"))
+    return f" ({BEST}: {gain:+.0f} points, {low:+.0f} to {high:+.0f}, at 10 a task)"
 
 
 def _report(page: Path, runs: dict[str, Path], evaluations: dict[str, Path], sentences: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lawm_policy.sim.libero_doors import Doors
-from lawm_policy.sim.libero_grasps import Grasp, find_grasps, find_spots, lower_side, nearest
+from lawm_policy.sim.libero_grasps import Grasp, Spot, find_grasps, find_spots, lower_side, nearest, rim
 from lawm_policy.sim.libero_hand import CLOSED, OPENED, STRAIGHT, UP, Moves, Pose, downward
 from lawm_policy.sim.libero_reach import Ghost
 from lawm_policy.sim.libero_scene import Boxes
@@ -157,28 +157,39 @@ class Skills(Doors):
             return
         name = self.held
         assert name is not None
-        yaws = np.append(YAWS, self.yaw)
-        spots = find_spots(
-            self.scene, name, self.here, self.yaw, where.middle_2, where.reach_2, where.right, yaws, 60
-        )
-        if not spots:
-            return
-        under = lower_side(self.scene.boxes(name).seen_from(self.here, np.eye(3)))
-        hang, wide = -float(under[:, 2].min()), float(np.linalg.norm(under[:, :2], axis=1).max())
         far = float(np.linalg.norm(self.scene.place(name) - self.here)) + 0.06
 
         def lost() -> bool:
             return bool(np.linalg.norm(self.scene.place(name) - self.here) > far)
 
-        others = [spot for spot in spots if abs(spot.yaw - spots[0].yaw) > 0.4]
-        for spot in [spots[0], *others[:1]]:
+        tried: float | None = None
+        for _ in range(2):
+            spot = self._spot(name, where, tried)
+            if spot is None:
+                break
+            under = lower_side(self.scene.boxes(name).seen_from(self.here, np.eye(3)))
+            hang, wide = -float(under[:, 2].min()), float(np.linalg.norm(under[:, :2], axis=1).max())
             goal = downward(spot.place_3 + 0.004 * UP, nearest(spot.yaw, self.yaw, 2 * np.pi))
+            heights = self.scene.map_around(spot.place_3[:2], wide + 0.06, name)
+            rim_K = rim(heights, under, goal.place_3, spot.yaw - self.yaw, self.here[:2])
             yield from self.fly(
-                goal, hang=max(hang, 0.012), wide=max(wide, 0.05), left_out=(name,), until=lost
+                goal, hang=max(hang, 0.012), wide=max(wide, 0.05), left_out=(name,), until=lost, rim_K=rim_K
             )
             if lost() or self.here[2] < goal.place_3[2] + MISSED:
                 break
+            tried = spot.yaw
+        if tried is None and spot is None:
+            return
         yield from self.release()
+
+    def _spot(self, name: str, where: Destination, tried: float | None) -> Spot | None:
+        """The best place to let go, at another yaw than one that was tried."""
+        yaws = np.append(YAWS, self.yaw)
+        spots = find_spots(
+            self.scene, name, self.here, self.yaw, where.middle_2, where.reach_2, where.right, yaws, 60
+        )
+        others = [spot for spot in spots if tried is None or abs(spot.yaw - tried) > 0.4]
+        return others[0] if others else None
 
     # ------------------------------------------------------------------ push
 

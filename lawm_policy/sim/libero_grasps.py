@@ -204,7 +204,7 @@ def _with_room(spot: Spot, heights: HeightMap, under_M3: np.ndarray) -> Spot:
     return replace(spot, cost=spot.cost + float(np.mean(np.clip(rises, 0, 0.04))))
 
 
-def rim(
+def rim_before(
     heights: HeightMap, under_M3: np.ndarray, place_3: np.ndarray, yaw: float, from_2: np.ndarray
 ) -> np.ndarray:
     """(K,) how low the hand may be at each RIM metres before a place, on the way from another."""

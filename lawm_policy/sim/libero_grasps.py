@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lawm_policy.sim.libero_hand import PALM, RIM
+from lawm_policy.sim.libero_hand import RIM
 from lawm_policy.sim.libero_scene import Boxes, HeightMap, Scene
 
 # The hand seen from the point between its fingertips: u is the fingers' axis, v across, h up.
 OPEN = 0.039  # from the middle to a finger's inner face
 FINGER_V, TIP = 0.012, 0.010  # half width, and how far the tips reach below
 _FINGER = ((0.0, 0.016, -TIP), (0.016, 0.020, 0.0), (0.020, 0.026, 0.020))  # thicker further up
-PALM_U, PALM_V = 0.104, 0.0325
+PALM, PALM_U, PALM_V = 0.031, 0.104, 0.0325
 PAD_V, PAD_LOW, PAD_HIGH = 0.007, -0.004, 0.011
 ROOM = 0.008  # metres kept free beside the hand
 WIDEST = 0.072

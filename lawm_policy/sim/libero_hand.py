@@ -22,7 +22,6 @@ GAIN, SPIN_GAIN = 3.0, 3.0
 STRAIGHT = np.pi / 2  # the fingers' axis as the arm begins: across the robot's view
 UP = np.array([0.0, 0.0, 1.0])
 STEP, AHEAD = 0.01, 9  # metres between points of a flight's profile, and how many the hand looks ahead
-PALM, PALM_REACH = 0.031, 0.11  # metres from the fingertips up to the palm, and from its middle to its ends
 RIM, SLACK = 0.006, 0.004  # metres between the heights of a rim, and across that are as good as none
 
 
@@ -202,11 +201,7 @@ class Hand:
         target = goal() if callable(goal) else goal
         start, way = self.here[:2], target.place_3[:2] - self.here[:2]
         length = float(np.linalg.norm(way))
-        tops_K = np.maximum(
-            self._tops(start, way, wide, left_out) + hang,
-            self._tops(start, way, PALM_REACH, left_out) - PALM,
-        )
-        tops_K += self.style.lift
+        tops_K = self._tops(start, way, wide, left_out) + hang + self.style.lift
         best, stuck, sunk, over = np.inf, 0, 0.0, True
         for _ in range(limit):
             target = goal() if callable(goal) else goal

@@ -63,19 +63,9 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         render_mode: str | None = None,
     ):
         self.protocol = protocol_named(protocol) if isinstance(protocol, str) else protocol
-        check_choice("command", command, COMMANDS)
-        check_choice("embodiment", embodiment, ("panda",))
-        cameras = tuple(self.protocol.cameras) if cameras is None else tuple(cameras)
-        for camera in cameras:
-            check_choice("camera", camera, tuple(self.protocol.cameras))
-        size = self.protocol.resolution if size is None else size
-        if size > self.protocol.resolution or self.protocol.resolution % size:
-            raise UserError(
-                f"expected images of {self.protocol.resolution} px or a whole fraction of it (protocol "
-                f"{self.protocol.name}), found {size}: choose another size or protocol"
-            )
-        self.task, self.command, self.size = task, command, size
-        self.cameras, self.render_mode = cameras if images else (), render_mode
+        shown = shown_and_taken(self.protocol, embodiment, command, size, cameras, images)
+        self.cameras, self.size, self.action_space, self.observation_space = shown
+        self.task, self.command, self.render_mode = task, command, render_mode
         self.render_now = True
         self.limit = self.protocol.limits[split_task(task)[0]]
 
@@ -104,17 +94,6 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.steps, self.success, self.init_state = 0, False, -1
         self._images: dict[str, np.ndarray] = {}
         self._state_15 = np.zeros(15)
-
-        limits = self._arm.limits_72 if command == "joint" else np.array([[-1.0, 1.0]] * 6)
-        bounds = np.concatenate([limits, [[-1.0, 1.0]]]).astype(np.float32)
-        self.action_space = spaces.Box(bounds[:, 0], bounds[:, 1], dtype=np.float32)
-        image = spaces.Box(0, 255, (size, size, 3), np.uint8)
-        self.observation_space = spaces.Dict(
-            {
-                "images": spaces.Dict({camera: image for camera in self.cameras}),
-                "state": spaces.Box(-np.inf, np.inf, (len(STATE),), np.float32),
-            }
-        )
 
     # ------------------------------------------------------------------ Gymnasium
 
@@ -316,6 +295,37 @@ def shrink(image_HWC: np.ndarray, size: int) -> np.ndarray:
     n = image_HWC.shape[0] // size
     sums = image_HWC.reshape(size, n, size, n, 3).sum(axis=(1, 3), dtype=np.uint32)
     return ((sums + n * n // 2) // (n * n)).astype(np.uint8)
+
+
+def shown_and_taken(
+    rules: LiberoProtocol,
+    embodiment: str = "panda",
+    command: str = "ee",
+    size: int | None = None,
+    cameras: tuple[str, ...] | None = None,
+    images: bool = True,
+    render_mode: str | None = None,
+) -> tuple[tuple[str, ...], int, spaces.Box, spaces.Dict]:
+    """Cameras, size of images, action and observation space: known, and checked, with nothing compiled."""
+    check_choice("command", command, COMMANDS)
+    check_choice("embodiment", embodiment, ("panda",))
+    cameras = tuple(rules.cameras) if cameras is None else tuple(cameras)
+    for camera in cameras:
+        check_choice("camera", camera, tuple(rules.cameras))
+    size = rules.resolution if size is None else size
+    if size > rules.resolution or rules.resolution % size:
+        raise UserError(
+            f"expected images of {rules.resolution} px or a whole fraction of it (protocol "
+            f"{rules.name}), found {size}: choose another size or protocol"
+        )
+    cameras = cameras if images else ()
+    bounds = np.array(panda_card(command, cameras, rules.flip)["limits"], np.float32)
+    image = spaces.Box(0, 255, (size, size, 3), np.uint8)
+    observed = {
+        "images": spaces.Dict({camera: image for camera in cameras}),
+        "state": spaces.Box(-np.inf, np.inf, (len(STATE),), np.float32),
+    }
+    return cameras, size, spaces.Box(bounds[:, 0], bounds[:, 1], dtype=np.float32), spaces.Dict(observed)
 
 
 def check_choice(what: str, found: str, among: tuple[str, ...]) -> None:

@@ -7,10 +7,11 @@ The hand comes from above. Its own lower side, fingers open, is let down over th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lawm_policy.sim.libero_hand import RIM
 from lawm_policy.sim.libero_scene import Boxes, HeightMap, Scene
 
 # The hand seen from the point between its fingertips: u is the fingers' axis, v across, h up.
@@ -188,7 +189,30 @@ def find_spots(
                 cost += 2.0 * scene.strain(np.array([*place, low]))
                 found.append(Spot(np.array([*place, low]), float(yaw), there, float(cost)))
     found.sort(key=lambda spot: spot.cost)
-    return found[:count]
+    return sorted(
+        (_with_room(spot, heights, under) for spot in found[:count]),
+        key=lambda spot: spot.cost,
+    )
+
+
+def _with_room(spot: Spot, heights: HeightMap, under_M3: np.ndarray) -> Spot:
+    """What a little to the side stands higher, costs: the hand may miss, and things turn in it."""
+    places = spot.place_3[:2] + 0.5 * _AROUND_K3[:, :2]
+    rises = heights.lowest(under_M3, places, np.full(len(places), spot.yaw)) - (
+        heights.lowest(under_M3, spot.place_3[None, :2], np.array([spot.yaw]))
+    )
+    return replace(spot, cost=spot.cost + float(np.mean(np.clip(rises, 0, 0.04))))
+
+
+def rim_before(
+    heights: HeightMap, under_M3: np.ndarray, place_3: np.ndarray, yaw: float, from_2: np.ndarray
+) -> np.ndarray:
+    """(K,) how low the hand may be at each RIM metres before a place, on the way from another."""
+    way = from_2 - place_3[:2]
+    away = RIM * np.arange(1, 9)[:, None]
+    places = place_3[:2] + away * way / max(float(np.linalg.norm(way)), 1e-6)
+    lows = heights.lowest(under_M3, places, np.full(len(places), yaw)) + 0.006
+    return np.append(place_3[2], lows)
 
 
 _ANGLES = np.linspace(0, 2 * np.pi, 8, endpoint=False)

@@ -22,6 +22,7 @@ GAIN, SPIN_GAIN = 3.0, 3.0
 STRAIGHT = np.pi / 2  # the fingers' axis as the arm begins: across the robot's view
 UP = np.array([0.0, 0.0, 1.0])
 STEP, AHEAD = 0.01, 9  # metres between points of a flight's profile, and how many the hand looks ahead
+RIM, SLACK = 0.006, 0.004  # metres between the heights of a rim, and across that are as good as none
 
 
 @dataclass(frozen=True)
@@ -192,9 +193,11 @@ class Hand:
         left_out: tuple[str, ...] = (),
         limit: int = 110,
         until: Callable[[], bool] | None = None,
+        rim_K: np.ndarray | None = None,
     ) -> Moves:
         """Up, across and down in one curve, over everything on the way; a funnel over the goal decides
-        how low the hand may be. `hang`, `wide`: how far what it holds reaches below and beside it."""
+        how low the hand may be. `hang`, `wide`: how far what it holds reaches below and beside it.
+        `rim_K`: how low the hand may be at each RIM metres before the goal."""
         target = goal() if callable(goal) else goal
         start, way = self.here[:2], target.place_3[:2] - self.here[:2]
         length = float(np.linalg.norm(way))
@@ -215,6 +218,9 @@ class Hand:
             funnel = float(np.clip((across + 0.06 * max(twist - 0.05, 0) - 0.009) / 0.03, 0.0, 1.0))
             aim = target.place_3.copy()
             aim[2] += funnel * (top - aim[2])
+            if rim_K is not None:
+                before = (across - SLACK + 0.06 * max(twist - 0.05, 0)) / RIM
+                aim[2] = max(aim[2], min(top, float(np.interp(before, np.arange(len(rim_K)), rim_K))))
             if across > 0.03:  # first up, then over
                 share = float(np.clip(1 - (top - 0.4 * self.style.lift - here[2]) / 0.04, 0.0, 1.0))
                 if share < 1:

@@ -102,7 +102,7 @@ def entries(
     the thing stands as it stood."""
     points = np.concatenate([_some(thing.surface_M3(0.012), 150), _some(thing.corners_M3(), 80)])
     count = len(points)
-    points = np.concatenate([points, _hand_boxes().surface_M3(0.025)])
+    points = np.concatenate([points, hand_boxes().surface_M3(0.025)])
     aside_3 = np.cross(UP, side.inward_3)
     front = float((side.middle_3 - side.depth * side.inward_3) @ side.inward_3)
     ways = [(depth, aside) for depth, aside in product(DEPTHS, ASIDES[:1] if coarse else ASIDES)]
@@ -141,6 +141,6 @@ def _some(points_M3: np.ndarray, most: int) -> np.ndarray:
     return points_M3[:: 1 + len(points_M3) // most]
 
 
-def _hand_boxes() -> Boxes:
+def hand_boxes() -> Boxes:
     low, high = _HAND[:, 0], _HAND[:, 1]
     return Boxes((low + high) / 2, np.tile(np.eye(3), (len(_HAND), 1, 1)), (high - low) / 2)

@@ -7,18 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
 from lawm_policy.sim.libero_doors import Doors
-from lawm_policy.sim.libero_grasps import Grasp, find_grasps, find_spots, lower_side, nearest
+from lawm_policy.sim.libero_grasps import (
+    Grasp,
+    Spot,
+    find_grasps,
+    find_spots,
+    lower_side,
+    nearest,
+    rim_before,
+)
 from lawm_policy.sim.libero_hand import CLOSED, OPENED, STRAIGHT, UP, Moves, Pose, downward
+from lawm_policy.sim.libero_leans import leaned_places
 from lawm_policy.sim.libero_reach import Ghost
 from lawm_policy.sim.libero_scene import Boxes
 from lawm_policy.sim.libero_shelves import Opening, entries
 
 EMPTY = 0.0025  # metres between the fingers when there is nothing
 MISSED = 0.03  # metres too high, where something kept the hand from coming down
+MOST_LEANS = 40  # that the arm is asked about
 ENOUGH = 3  # grasps to choose from, where a thing goes in from the side
 YAWS = STRAIGHT + np.radians(np.arange(-90, 91, 15))
 
@@ -133,16 +144,13 @@ class Skills(Doors):
                 break
         else:
             return
-        corners = thing.corners_M3() @ way.pose.turn_33.T
-        hang, wide = -float(corners[:, 2].min()), float(np.linalg.norm(corners[:, :2], axis=1).max())
+        hang, wide = self._size_of(name, way.pose)
         far = float(np.linalg.norm(origin)) + 0.06
 
         def lost() -> bool:
             return bool(np.linalg.norm(self.scene.place(name) - self.here) > far)
 
-        yield from self.fly(
-            before, hang=max(hang, 0.012), wide=max(wide, 0.05), near=0.012, left_out=(name,), until=lost
-        )
+        yield from self.fly(before, hang=hang, wide=wide, near=0.012, left_out=(name,), until=lost)
         yield from self.slide(before, near=0.03, turned=0.3, until=lost)
         yield from self.slide(way.pose, near=0.008, turned=0.1, fastest=0.7, limit=70, until=lost)
         yield from self.fingers(OPENED)
@@ -157,28 +165,58 @@ class Skills(Doors):
             return
         name = self.held
         assert name is not None
-        yaws = np.append(YAWS, self.yaw)
-        spots = find_spots(
-            self.scene, name, self.here, self.yaw, where.middle_2, where.reach_2, where.right, yaws, 60
-        )
-        if not spots:
-            return
-        under = lower_side(self.scene.boxes(name).seen_from(self.here, np.eye(3)))
-        hang, wide = -float(under[:, 2].min()), float(np.linalg.norm(under[:, :2], axis=1).max())
         far = float(np.linalg.norm(self.scene.place(name) - self.here)) + 0.06
 
         def lost() -> bool:
             return bool(np.linalg.norm(self.scene.place(name) - self.here) > far)
 
-        others = [spot for spot in spots if abs(spot.yaw - spots[0].yaw) > 0.4]
-        for spot in [spots[0], *others[:1]]:
+        tried: float | None = None
+        for _ in range(2):
+            spot = self._spot(name, where, tried)
+            if spot is None:
+                break
+            under = lower_side(self.scene.boxes(name).seen_from(self.here, np.eye(3)))
+            hang, wide = self._size_of(name, Pose(self.here, self.turn))
             goal = downward(spot.place_3 + 0.004 * UP, nearest(spot.yaw, self.yaw, 2 * np.pi))
-            yield from self.fly(
-                goal, hang=max(hang, 0.012), wide=max(wide, 0.05), left_out=(name,), until=lost
-            )
+            heights = self.scene.map_around(spot.place_3[:2], wide + 0.06, name)
+            rim_K = rim_before(heights, under, goal.place_3, spot.yaw - self.yaw, self.here[:2])
+            yield from self.fly(goal, hang=hang, wide=wide, left_out=(name,), until=lost, rim_K=rim_K)
             if lost() or self.here[2] < goal.place_3[2] + MISSED:
                 break
+            tried = spot.yaw
+        if tried is None and spot is None:
+            if (leaned := self._leaned(name, where)) is None:
+                return
+            hang, wide = self._size_of(name, leaned)
+            yield from self.fly(leaned, hang=hang, wide=wide, left_out=(name,), until=lost)
         yield from self.release()
+
+    def _leaned(self, name: str, where: Destination) -> Pose | None:
+        """For what is too tall to stand there: where to let go of it so that it lies down."""
+        ghost, now = Ghost(self.env, self.scene, name), Pose(self.here, self.turn)
+        ways = leaned_places(self.scene, name, now, where.middle_2, where.reach_2, where.right)
+        for pose in islice(ways, MOST_LEANS):
+            goal = Pose(pose.place_3 + 0.004 * UP, pose.turn_33)
+            before = Pose(goal.place_3 + 0.08 * UP, goal.turn_33)
+            if all(ghost.reach(one) and ghost.room() > 0 for one in (goal, before)):
+                return goal
+        return None
+
+    def _size_of(self, name: str, pose: Pose) -> tuple[float, float]:
+        """How far what is held reaches below and beside the hand, once that is turned so."""
+        seen = self.scene.boxes(name).seen_from(self.here, self.turn).corners_M3() @ pose.turn_33.T
+        return max(0.012, -float(seen[:, 2].min())), max(
+            0.05, float(np.linalg.norm(seen[:, :2], axis=1).max())
+        )
+
+    def _spot(self, name: str, where: Destination, tried: float | None) -> Spot | None:
+        """The best place to let go, at another yaw than one that was tried."""
+        yaws = np.append(YAWS, self.yaw)
+        spots = find_spots(
+            self.scene, name, self.here, self.yaw, where.middle_2, where.reach_2, where.right, yaws, 60
+        )
+        others = [spot for spot in spots if tried is None or abs(spot.yaw - tried) > 0.4]
+        return others[0] if others else None
 
     # ------------------------------------------------------------------ push
 

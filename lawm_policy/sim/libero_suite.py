@@ -10,9 +10,11 @@ import gymnasium
 import mujoco
 import numpy as np
 
-from lawm_policy.sim.libero_env import LiberoEnv
-from lawm_policy.sim.libero_protocol import LiberoProtocol
+from lawm_policy.sim.libero_assets import prepare
+from lawm_policy.sim.libero_env import LiberoEnv, shown_and_taken
+from lawm_policy.sim.libero_protocol import LiberoProtocol, protocol_named, task_names
 from lawm_policy.sim.libero_render import FilmRig
+from lawm_policy.sim.libero_robot import panda_card
 from lawm_policy.types import UserError
 
 
@@ -32,18 +34,22 @@ class LiberoSuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     ):
         if distractors:
             raise UserError(f"expected no distractors in suite {suite}, found {distractors}: leave them out")
-        self.suite, self.protocol, self._kept, self._settings = suite, protocol, kept, settings
+        self.suite, self._kept, self._settings = suite, kept, settings
+        self.protocol = protocol_named(protocol) if isinstance(protocol, str) else protocol
+        prepare()
+        shown = shown_and_taken(self.protocol, **settings)
+        self._cameras, _, self.action_space, self.observation_space = shown
         self._made: OrderedDict[str, LiberoEnv] = OrderedDict()
-        self._now = self._task(f"{suite}-0")
-        self.action_space = self._now.action_space
-        self.observation_space = self._now.observation_space
+        self._task_now = task_names(suite)[0]
         self.render_now = True
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
-        self._now = self._task((options or {}).get("task", self._now.task))
+        task = (options or {}).get("task", self._task_now)
+        self._task(task)
+        self._task_now = task
         self._now.render_now = self.render_now
         return self._now.reset(seed=seed, options=options)
 
@@ -63,12 +69,18 @@ class LiberoSuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         return self._now.data
 
     def robot_card(self) -> dict[str, Any]:
-        return self._now.robot_card()
+        rules = self.protocol
+        return panda_card(self._settings.get("command", "ee"), self._cameras, rules.flip, rules.visuals)
 
     def camera_rig(self, size: int) -> FilmRig:
         return self._now.camera_rig(size)
 
+    @property
+    def _now(self) -> LiberoEnv:
+        return self._task(self._task_now)
+
     def _task(self, name: str) -> LiberoEnv:
+        """Compiled when it is first needed: a worker's first task is seldom the suite's."""
         if name not in self._made:
             if len(self._made) >= self._kept:
                 self._made.popitem(last=False)[1].close()

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from libero_scripts import replay
 
-from lawm_policy.sim.libero_grasps import find_grasps, hand_under, lower_side, nearest
-from lawm_policy.sim.libero_hand import Style, pointing_down, rotation_between, turned_by
+from lawm_policy.sim.libero_grasps import find_grasps, find_spots, hand_under, lower_side, nearest, rim_before
+from lawm_policy.sim.libero_hand import RIM, Pose, Style, pointing_down, rotation_between, turned_by
+from lawm_policy.sim.libero_leans import leaned_places
 from lawm_policy.sim.libero_scene import Boxes, HeightMap, together
 from lawm_policy.sim.libero_shelves import entries, find_opening
 
@@ -138,6 +139,68 @@ def test_a_roofed_compartment_is_entered_from_its_open_side():
     assert before[1] == pytest.approx(found[0].pose.place_3[1] - found[0].back)
 
 
+def tray(height, wide):
+    """A floor and four walls around the origin."""
+    walls = [box([s * wide, 0, height / 2], [0.004, wide, height / 2]) for s in (-1, 1)]
+    walls += [box([0, s * wide, height / 2], [wide, 0.004, height / 2]) for s in (-1, 1)]
+    return together([box([0, 0, 0.002], [wide, wide, 0.002]), *walls])
+
+
+class Carried:
+    """What find_spots and leaned_places ask of a scene in which a thing is held."""
+
+    def __init__(self, held, origin_3, around):
+        self.held, self.origin_3, self.around = held, np.array(origin_3), around
+
+    def boxes(self, name):
+        return self.held
+
+    def place(self, name):
+        return self.origin_3
+
+    def strain(self, place_3):
+        return 0.0
+
+    def map_around(self, place_2, reach, *left_out):
+        return HeightMap.of(self.around, place_2 - reach, place_2 + reach, 0.0)
+
+
+def test_a_narrow_place_is_filled_in_its_middle_and_from_above_its_rim():
+    """A tall box 5 cm wide for a hole of 8 cm: a place that touches a wall costs more."""
+    held = box([0, 0, 0.40], [0.025, 0.025, 0.06])
+    scene = Carried(held, [0, 0, 0.40], tray(0.10, 0.044))
+    hand, yaws = np.array([0, 0, 0.46]), np.zeros(1)
+    off = np.array([0.014, 0.0])  # the middle of where to look is not the hole's
+    spots = find_spots(scene, "box", hand, 0.0, off, np.full(2, 0.02), lambda origin: True, yaws, 60)
+    assert np.abs(spots[0].origin_3[:2]).max() < 0.005 and spots[0].origin_3[2] < 0.08
+    under = lower_side(held.seen_from(hand, np.eye(3)))
+    heights = scene.map_around(np.zeros(2), 0.2)
+    place = np.append(np.zeros(2), spots[0].place_3[2])
+    rim_K = rim_before(heights, under, place, 0.0, np.array([0.3, 0.0]))
+    assert rim_K[0] == place[2]
+    blocked = RIM * np.arange(len(rim_K)) > 0.02
+    assert (rim_K[blocked] > 0.10 + 0.12).all() and rim_K[1] < 0.15  # its lower end is 12 cm below the hand
+
+
+def test_what_is_too_tall_for_a_drawer_is_leaned_over():
+    drawer = tray(0.06, 0.11)
+    bottle = box([0, 0, 0.5], [0.015, 0.015, 0.075])
+    scene = Carried(bottle, [0, 0, 0.5], drawer)
+    hand = Pose(np.array([0, 0, 0.55]), pointing_down(np.pi / 2))
+
+    def right(origin_3):
+        return bool(np.abs(origin_3[:2]).max() < 0.08 and origin_3[2] < 0.062)
+
+    assert not right(np.array([0, 0, 0.079]))  # upright
+    found = list(leaned_places(scene, "bottle", hand, np.zeros(2), np.full(2, 0.08), right))
+    assert found
+    for pose in found[::20]:
+        held = bottle.seen_from(hand.place_3, hand.turn_33)
+        points = held.surface_M3(0.01) @ pose.turn_33.T + pose.place_3
+        assert points[:, 2].min() > -0.001 and not drawer.inside_M(points, -0.004).any()
+        assert right(pose.place_3 + pose.turn_33 @ (hand.turn_33.T @ [0, 0, -0.05]) - [0, 0, 0.06])
+
+
 @pytest.mark.libero
 @pytest.mark.slow
 def test_the_ghost_knows_what_the_arm_can_do():
@@ -173,6 +236,8 @@ def test_the_ghost_knows_what_the_arm_can_do():
         "libero_90-35",
         "libero_90-86",
         "libero_10-9",
+        "libero_90-32",
+        "libero_90-73",
     ],
     ids=[
         "between neighbours",
@@ -185,6 +250,8 @@ def test_the_ghost_knows_what_the_arm_can_do():
         "open a door",
         "into a shelf from its side",
         "into a microwave, and its door",
+        "laid into a drawer",
+        "a book into a narrow compartment",
     ],
 )
 def test_goals_are_reached(task):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import tiny
@@ -11,7 +12,9 @@ from controls import MODULES
 from torch import Tensor
 
 from lawm_policy import measures
-from lawm_policy.recipe import Recipe, RecipeConfig
+from lawm_policy.latent_actions.bottlenecks import BottleneckConfig
+from lawm_policy.latent_actions.inverse import InverseConfig
+from lawm_policy.recipe import Recipe
 from lawm_policy.types import Clip, UserError
 
 SOURCES = tuple(tiny.RECIPES)
@@ -173,17 +176,14 @@ def test_training_lowers_the_loss_and_z_comes_to_matter(source: str) -> None:
         assert (use["shuffled_cost"] >= 0.5) is uses and (use["mean_cost"] >= 0.5) is uses
 
 
-def test_a_recipe_that_cannot_train_is_refused() -> None:
-    for wrong in (
-        RecipeConfig(source="policy"),
-        RecipeConfig(source="inverse", policy=replace(tiny.POLICY, density=False)),
-        replace(
-            tiny.RECIPES["variational"],
-            inverse=replace(
-                tiny.RECIPES["variational"].inverse,
-                bottleneck=replace(tiny.RECIPES["variational"].inverse.bottleneck, kind="none"),
-            ),
-        ),
-    ):
-        with pytest.raises(UserError, match="expected"):
-            Recipe(wrong)
+@pytest.mark.parametrize(
+    ("source", "change"),
+    [
+        ("policy", {"policy": replace(tiny.POLICY, density=True, components=5)}),
+        ("inverse", {"policy": replace(tiny.POLICY, density=False)}),
+        ("variational", {"inverse": InverseConfig(bottleneck=BottleneckConfig(kind="none"))}),
+    ],
+)
+def test_a_recipe_that_cannot_train_is_refused(source: str, change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"expected (policy.density|inverse.bottleneck.kind)="):
+        replace(tiny.RECIPES[source], **change)

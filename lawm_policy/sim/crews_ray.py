@@ -15,6 +15,8 @@ from lawm_policy.types import UserError
 
 ADDRESS = re.compile(r"(ray://[^?]+)(?:\?workers=([1-9]\d*))?")
 PASSED_ON = ("LAWM_", "MUJOCO_GL", "PYOPENGL_PLATFORM")  # variables that nodes get from who asks
+TRIES = 3
+FAILED_TO_START = "Starting Ray client server failed"  # forked beside gRPC's threads, it dies now and then
 
 
 class RayDesk:
@@ -93,11 +95,17 @@ def ray_crew(address: str) -> Iterator[RayCrew]:
     place, workers = cluster(address)
     import ray
 
-    try:
-        ray.init(place, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"expected a Ray cluster at {place}, found none ({reason}): `ray status`") from error
+    for attempt in range(1, TRIES + 1):
+        try:
+            ray.init(place, logging_level=logging.ERROR, log_to_driver=False)
+            break
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            if FAILED_TO_START in str(error) and attempt < TRIES:
+                continue
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"expected a Ray cluster at {place}, found none ({reason}): `ray status`"
+            ) from error
     try:
         yield RayCrew(ray, int(workers or ray.cluster_resources().get("CPU", 1)))
     finally:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from lawm_policy.sim import protocol
-from lawm_policy.sim.crews_ray import ray_crew
+from lawm_policy.sim.crews_ray import FAILED_TO_START, ray_crew
 from lawm_policy.sim.workers import run_jobs
 from lawm_policy.stages import evaluate
 from lawm_policy.types import UserError
@@ -37,7 +37,7 @@ class Node:
     def __init__(self, *arguments):
         paths = [str(TESTS), str(TESTS.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "RAY_USAGE_STATS_ENABLED": "0"}
-        environment["RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"] = "120"  # 30 s are few on a busy machine
+        environment["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # else servers die now and then as they are forked
         self.process = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1",
              "--disable-usage-stats", "--object-store-memory", str(80 * 2**20),
@@ -107,6 +107,27 @@ def test_a_cluster_does_the_same_jobs(cluster, tmp_path):
     answer = {"answer": lambda questions: [q + 1 for q in questions], "workers": cluster.url}
     asked = {o.index: o.result for o in run_jobs("fake_suite:asking", {}, [1, 2, 3], **answer)}
     assert asked == {0: 0, 1: -3, 2: -8}
+
+
+@pytest.mark.slow
+def test_a_server_that_ray_failed_to_start_is_asked_for_again(cluster, monkeypatch):
+    ray = pytest.importorskip("ray")
+    connect, calls = ray.init, []
+
+    def fail_once(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise ConnectionAbortedError(f"RuntimeError: {FAILED_TO_START}. See ray_client_server_23001.err")
+        return connect(*arguments, **options)
+
+    monkeypatch.setattr(ray, "init", fail_once)
+    with ray_crew(cluster.url) as crew:
+        assert crew.size(99) == 2 and len(calls) == 2
+    calls.clear()
+    monkeypatch.setattr("lawm_policy.sim.crews_ray.TRIES", 1)
+    with pytest.raises(UserError, match="expected a Ray cluster at ray://"), ray_crew(cluster.url):
+        pass
+    assert len(calls) == 1
 
 
 @pytest.mark.slow

@@ -73,14 +73,14 @@ class EpisodeStore:
         """Opens a store; one whose writing was interrupted is first brought to rest, and that is said."""
         root = Path(path)
         info_path = root / layout.INFO
-        if not root.is_dir():
-            raise UserError(
-                f"expected an episode store at {root}, found {'a file' if root.exists() else 'nothing'}"
-            )
         if not info_path.exists():
-            found = "an empty folder" if not any(root.iterdir()) else "no meta/info.json"
+            if not root.is_dir():
+                found = "a file" if root.exists() else "nothing"
+            else:
+                found = "no meta/info.json" if any(root.iterdir()) else "an empty folder"
             raise UserError(
-                f"expected an episode store at {root}, found {found}: make one with `lawm import`"
+                f"expected an episode store at {root}, found {found}: give another folder, or make one "
+                "with `lawm collect` or `lawm import`"
             )
         recovery = _bring_to_rest(root)
         try:

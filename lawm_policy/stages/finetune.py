@@ -54,7 +54,8 @@ def run(args: FinetuneArgs) -> int:
     cfg = asked
     if args.head != "configured":
         cfg = replace(cfg, policy=replace(cfg.policy, head=args.head))
-    cfg = resolve(cfg, _load(args.init) if args.init else None)
+    start = _load(args.init) if args.init else None
+    cfg = resolve(cfg, start)
     refuse_ignored(args.overrides, asked, cfg, DERIVED)
     if args.show:
         print(explain(cfg), end="")
@@ -63,7 +64,7 @@ def run(args: FinetuneArgs) -> int:
         cfg,
         args.data,
         args.out,
-        init=args.init,
+        init=start,
         demos=args.demos,
         draw=args.draw,
         train=args.train,
@@ -78,7 +79,7 @@ def finetune(
     data: Path,
     out: Path,
     *,
-    init: Path | None = None,
+    init: Path | Checkpoint | None = None,
     demos: int | None = None,
     draw: int = 0,
     train: Literal["all", "controller", "head"] = "all",
@@ -94,7 +95,7 @@ def finetune(
     from lawm_policy.training import fit
 
     check_out(out, resume=resume, force=force)
-    pretrained = _load(init) if init is not None else None
+    pretrained = _load(init) if isinstance(init, Path) else init
     if pretrained is None and train != "all":
         raise UserError(
             f"expected --init with --train {train}, found none: from scratch there is nothing to freeze"

@@ -69,7 +69,7 @@ def run(args: PretrainArgs) -> int:
     if args.show:
         print(explain(resolved), end="")
         return 0
-    result = pretrain(resolved, args.data, args.out, resume=args.resume, force=args.force)
+    result = pretrain(cfg, args.data, args.out, resume=args.resume, force=args.force)
     return 143 if result.stopped == "sigterm" else 0
 
 

@@ -36,12 +36,14 @@ from lawm_policy.stages.pretrain import PretrainConfig, clip_config
 from lawm_policy.types import Clip
 
 STEPS = (2, 4, 6)
+CLIPS = 3  # of each held-out episode
 ROWS = "rows.jsonl"
-NOTES = """Held-out clips; dB over pixels that moved, against the best of copy, mean frame and the z-free
-twin: mean over clips with Student's t; `lawm` on captioned clips from the first second. Paired futures: from
-one simulated state, two instructions; the z of each must predict its own future better than the other's. A
-recipe that reads z off the future passes that by its nature; for `lawm` it is the test. Clips without text
-(play) are in rows of their own, and no target judges them."""
+NOTES = f"""Held-out clips, {CLIPS} of each episode; dB over pixels that moved, against the best of copy, mean
+frame and the z-free twin: mean over episodes with Student's t; `lawm` on captioned clips from the first
+second. Paired futures: from one simulated state, two instructions; the z of each must predict its own future
+better than the other's (Wilson's interval, a pair is one draw). A recipe that reads z off the future passes
+that by its nature; for `lawm` it is the test. Clips without text (play) are in rows of their own, and no
+target judges them. One pretraining run a recipe."""
 FUTURES_SEED = 110_000  # validation states, apart from those that tune learning rates
 
 
@@ -68,10 +70,14 @@ def load_twin(folder: Path) -> Recipe:
     return twin.eval()
 
 
-def held_out(stores: list[Path], folder: Path, count: int, **changes: Any) -> list[Clip]:
+def held_out(stores: list[Path], folder: Path, each: int, **changes: Any) -> list[Clip]:
+    """So many clips of each episode: first one of every episode, then another of every episode, ..."""
     cfg = from_dict(PretrainConfig, checkpoint.load(folder).meta["config"])
     data = ClipDataset(stores, replace(clip_config(cfg), shift=0, **changes), split="val")
-    return [data.batch(i, 32, seed=1) for i in range(count)]
+    rng, of_N = np.random.default_rng(1), data.episodes()
+    drawn = [rng.choice(np.flatnonzero(of_N == episode), each) for episode in np.unique(of_N)]
+    clips = np.stack(drawn, 1).flatten()
+    return [data.__getitems__(part) for part in np.array_split(clips, -(-len(clips) // 32))]
 
 
 def mean_frame(clips: list[Clip]) -> torch.Tensor:
@@ -79,15 +85,19 @@ def mean_frame(clips: list[Clip]) -> torch.Tensor:
     return frames.mean(0)
 
 
-def over_clips(rows: list[dict[str, float]], key: str) -> stats.Interval:
-    """Mean over clips of (model - key) in dB, by Student's t; clips in which nothing moved are left out."""
+def over_episodes(rows: list[dict[str, float]], key: str, each: int) -> stats.Interval:
+    """Mean over episodes of (model - key) in dB, by Student's t: clips of one episode are alike. Clips in
+    which nothing moved are left out."""
     name, step = key.split("_", 1)
-    gaps = [row[f"model_{step}"] - row[f"{name}_{step}"] for row in rows]
-    return stats.seed_difference([g for g in gaps if np.isfinite(g)])
+    gaps_RE = np.array([row[f"model_{step}"] - row[f"{name}_{step}"] for row in rows]).reshape(each, -1)
+    there_RE = np.isfinite(gaps_RE)
+    sum_E, count_E = np.where(there_RE, gaps_RE, 0.0).sum(0), there_RE.sum(0)
+    return stats.seed_difference((sum_E[count_E > 0] / count_E[count_E > 0]).tolist())
 
 
-def measure(recipe: Recipe, twin: Recipe, clips: list[Clip], judged: list[Clip]) -> dict[str, Any]:
-    """The use of z on `clips`, and the prediction of `judged` beside its three baselines."""
+def measure(recipe: Recipe, twin: Recipe, clips: list[Clip], judged: list[Clip], each: int) -> dict[str, Any]:
+    """The use of z on `clips`, and the prediction of `judged` beside its three baselines. Both hold `each`
+    clips of every episode."""
     use = z_use(recipe, clips)
     twin_use = z_use(twin, clips)
     rows = psnr(recipe, judged, twin=twin, mean_frame_VCHW=mean_frame(clips), steps=STEPS)
@@ -97,7 +107,7 @@ def measure(recipe: Recipe, twin: Recipe, clips: list[Clip], judged: list[Clip])
         "mean_cost": use["mean_cost"],
     }
     for step in STEPS:
-        gaps = {other: over_clips(rows, f"{other}_{step}") for other in ("copy", "mean", "twin")}
+        gaps = {other: over_episodes(rows, f"{other}_{step}", each) for other in ("copy", "mean", "twin")}
         best = min(gaps, key=lambda other: gaps[other].value)
         row |= {
             f"dB_over_best_{step}": gaps[best].value,
@@ -105,7 +115,7 @@ def measure(recipe: Recipe, twin: Recipe, clips: list[Clip], judged: list[Clip])
         }
         row |= {
             f"best_{step}": best,
-            f"dB_over_copy_whole_{step}": over_clips(rows, f"copy_{step}_whole").value,
+            f"dB_over_copy_whole_{step}": over_episodes(rows, f"copy_{step}_whole", each).value,
         }
     return row
 
@@ -115,8 +125,8 @@ def futures(recipe: Recipe, count: int, size: int) -> dict[str, Any]:
     chunk = recipe.cfg.policy.chunk
     a, b = paired_clips(env, range(FUTURES_SEED, FUTURES_SEED + count), chunk, stride=4)
     env.close()
-    right = paired_futures(recipe, a, b).flatten()
-    interval = stats.wilson(int(right.sum()), len(right))
+    right_B = paired_futures(recipe, a, b).float().mean(1)  # the two sides of a pair are not two draws
+    interval = stats.wilson(float(right_B.sum()), len(right_B))
     return {"paired_futures": interval.value, "paired_futures_interval": (interval.low, interval.high)}
 
 
@@ -125,15 +135,16 @@ def measure_recipe(study: Study, name: str, quick: bool) -> tuple[dict[str, Any]
     stores = study.data()
     folder = study.pretraining(name)
     recipe, twin = load_pretrained(folder), load_twin(study.pretraining(f"{name}+z-free"))
-    batches = 1 if quick else 8
+    each = 1 if quick else CLIPS
     both = [stores["arm"], stores["hand"]]
-    clips = held_out(both, folder, batches)
-    silent = held_out(both, folder, batches, caption="absent")
+    clips = held_out(both, folder, each)
+    silent = held_out(both, folder, each, caption="absent")
     judged = clips
     if name == "lawm":
-        judged = held_out([stores["arm"]], folder, batches, early_seconds=1.0, caption="required")
-    row = measure(recipe, twin, clips, judged) | futures(recipe, 4 if quick else 60, recipe.cfg.policy.size)
-    apart = measure(recipe, twin, silent, silent)
+        judged = held_out([stores["arm"]], folder, each, early_seconds=1.0, caption="required")
+    row = measure(recipe, twin, clips, judged, each)
+    row |= futures(recipe, 4 if quick else 60, recipe.cfg.policy.size)
+    apart = measure(recipe, twin, silent, silent, each)
     return {"recipe": name, "clips": "all"} | row, {"recipe": name, "clips": "without text"} | apart
 
 

@@ -3,7 +3,8 @@
     policy        the policy says z from the present and the instruction; the frame loss trains it (LAWM)
     inverse       a model that also sees the next frame says z; the policy clones it, stop-gradient
     variational   that model is the posterior, the policy the learned prior, tied by a KL balanced on both
-                  sides; its limits are the two others
+                  sides; the world model runs on the posterior's z, and in a share of the clips on the
+                  policy's: none is the second source, all is the first
 
 Whatever the source, the world model sees frames and z, never the instruction, and predicts open loop."""
 
@@ -122,7 +123,10 @@ class InverseSource(nn.Module):
         """z of all clips, to be cloned, from the features of those that are watched."""
         rest = clip.rows(slice(len(watched_BTD), None))
         parts = [watched_BTD, self.inverse.features(rest)] if rest.text else [watched_BTD]
-        return self.inverse.bottleneck.mean(torch.cat(parts))
+        return self.to_clone(torch.cat(parts))
+
+    def to_clone(self, features_BTD: Tensor) -> Tensor:
+        return self.inverse.bottleneck.mean(features_BTD)
 
     def say(self, clip: Clip) -> ChunkMixture:
         return self.policy(clip.frames_BTVCHW[:, 0], clip.view_mask_BV, clip.text).mixture
@@ -133,11 +137,19 @@ class InverseSource(nn.Module):
 
 
 class VariationalSource(InverseSource):
-    def forward(self, clip: Clip) -> tuple[Tensor, Losses]:
+    def posterior(self, features_BTD: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(self.inverse.bottleneck, KLBottleneck)
+        return self.inverse.bottleneck.posterior(features_BTD)
+
+    def to_clone(self, features_BTD: Tensor) -> Tensor:
+        """A draw: cloning means alone, the prior would become too narrow for the posterior."""
+        mean_BTZ, log_std_BTZ = self.posterior(features_BTD)
+        return mean_BTZ + log_std_BTZ.exp() * torch.randn_like(mean_BTZ) if self.training else mean_BTZ
+
+    def forward(self, clip: Clip) -> tuple[Tensor, Losses]:
         watched = self.watched(clip)
         features = self.inverse.features(watched)
-        mean_BTZ, log_std_BTZ = self.inverse.bottleneck.posterior(features)
+        mean_BTZ, log_std_BTZ = self.posterior(features)
         noise_BTZ = torch.randn_like(mean_BTZ)
         z_BTZ = mean_BTZ + log_std_BTZ.exp() * noise_BTZ
         said = self.say(clip)

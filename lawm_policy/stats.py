@@ -44,8 +44,9 @@ def normal_quantile(confidence: float) -> float:
     return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
-def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a success rate: right at 0 and 1, and for few trials."""
+def wilson(successes: float, trials: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a success rate: right at 0 and 1, and for few trials. Half a
+    success counts half."""
     _check_count(successes, trials)
     if trials == 0:
         return Interval(math.nan, 0.0, 1.0)
@@ -182,7 +183,7 @@ def probability(p: float, sign: str = "") -> str:
     return f"{sign}{p:.3f}" if p >= 0.001 else f"<{' ' if sign else ''}0.001"
 
 
-def _check_count(successes: int, trials: int) -> None:
+def _check_count(successes: float, trials: int) -> None:
     if not 0 <= successes <= trials:
         raise ValueError(f"expected 0 <= successes <= trials, found {successes} of {trials}")
 

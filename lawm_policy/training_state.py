@@ -211,6 +211,7 @@ def model_card(meta: Mapping[str, Any]) -> str:
         else "not measured"
     )
     kind = meta.get("kind", "model")
+    source = meta.get("config", {}).get("recipe", {}).get("source")
     return "\n".join(
         [
             "---",
@@ -219,7 +220,7 @@ def model_card(meta: Mapping[str, Any]) -> str:
             "---",
             f"# A {kind} checkpoint",
             "",
-            f"Recipe: {meta.get('recipe', 'see meta.json')}.",
+            *([f"Source of its latents: {source}."] if source else []),
             f"Updates: {training['step']}. Best held-out loss: {held_out}.",
             f"`model.safetensors` holds the weights to use ({training['weights']} of training).",
             "`meta.json`: configuration, statistics, data; `manifest.json`: the SHA-256 of each file.",

@@ -48,6 +48,7 @@ SOURCES = {
 TASKS = "push_red,push_blue,open_drawer,close_drawer"
 ASKED = "push_red,open_drawer,close_drawer"  # so little training tells where to go, not yet to which block
 PAIRS = 30
+EACH = 6  # clips of a held-out episode
 Made = Callable[[str], Path]
 
 
@@ -60,7 +61,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "mp4",
         kind="videos",
         tasks=TASKS,
-        episodes=10,
+        episodes=30,
         play=2,
         fps=10,
         size=32,
@@ -96,7 +97,7 @@ def pairs() -> tuple[Clip, Clip]:
 
 
 def held_out(made: Made, videos: Path, **changes: Any) -> list[Clip]:
-    return gates.held_out([videos], made("z-free"), 2, **changes)
+    return gates.held_out([videos], made("z-free"), EACH, **changes)
 
 
 def unmet(found: dict[str, Any]) -> set[str]:
@@ -119,14 +120,14 @@ def test_z_is_used_and_prediction_beats_every_baseline(source: str, made: Made, 
         gates.load_twin(made("z-free")),
         held_out(made, videos),
     )
-    assert not unmet(gates.measure(recipe, twin, clips, clips))
+    assert not unmet(gates.measure(recipe, twin, clips, clips, EACH))
 
 
 @pytest.mark.slow
 def test_a_twin_without_z_fails_every_part_of_it_that_needs_z(made: Made, videos: Path) -> None:
     twin, clips = gates.load_twin(made("z-free")), held_out(made, videos)
     steps = {f"baselines, step {step}" for step in gates.STEPS}
-    assert unmet(gates.measure(twin, twin, clips, clips)) == {"twin", "shuffled", "mean"} | steps
+    assert unmet(gates.measure(twin, twin, clips, clips, EACH)) == {"twin", "shuffled", "mean"} | steps
 
 
 @pytest.mark.slow
@@ -136,7 +137,7 @@ def test_a_policy_that_says_z_is_heard(made: Made, videos: Path, pairs: tuple[Cl
     assert right >= 0.75  # of 30 pairs at chance: one time in 400, if both sides of a pair were one draw
     assert not measures.paired_futures(twin, *pairs).any()
     early = held_out(made, videos, early_seconds=1.0, caption="required")
-    assert not unmet(gates.measure(recipe, twin, early, early)) - {"twin", "shuffled", "mean"}
+    assert not unmet(gates.measure(recipe, twin, early, early, EACH)) - {"twin", "shuffled", "mean"}
 
 
 @pytest.mark.slow

@@ -189,6 +189,12 @@ class ClipDataset(Dataset):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def episodes(self) -> np.ndarray:
+        """The episode of each clip, counted through all stores."""
+        firsts = np.cumsum([0, *(len(part.text_E) for part in self._parts)])
+        numbers = [first + part.episode_S for first, part in zip(firsts, self._parts, strict=False)]
+        return np.concatenate(numbers)
+
     def __getitem__(self, index: int) -> Clip:
         return self.__getitems__([index])
 

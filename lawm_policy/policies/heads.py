@@ -35,12 +35,6 @@ class ChunkMixture:
     def take(self, component_B: Tensor) -> Tensor:
         return self.mean_BMKZ[torch.arange(len(component_B), device=component_B.device), component_B]
 
-    def sample(self) -> Tensor:
-        """A differentiable draw: the component by its weight, then Gaussian noise about its chunk."""
-        component_B = torch.multinomial(self.log_weight_BM.exp(), 1)[:, 0]
-        z_BKZ = self.take(component_B)
-        return z_BKZ if self.log_std_Z is None else z_BKZ + self.log_std_Z.exp() * torch.randn_like(z_BKZ)
-
     def component_log_prob(self, z_BKZ: Tensor) -> Tensor:
         """(B, M): log density of a chunk under each component."""
         assert self.log_std_Z is not None, "only a head with a density can clone latents"

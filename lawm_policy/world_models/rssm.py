@@ -196,7 +196,7 @@ class Rssm(nn.Module):
         b, t = target.shape[:2]
         mask_NV = first.view_mask_BV.repeat_interleave(t, dim=0)
         seen_BTD = self.encoder(target.flatten(0, 1), mask_NV)[0].view(b, t, -1)
-        inputs_BTD = self.read_latent(z_BTZ)
+        inputs_BTD = self.read_latent(z_BTZ.detach())  # it has seen later frames: nothing of it trains z
         deter, stoch = first.deter_BTD[:, -1], first.stoch_BTS[:, -1]
         deters, stochs, divergences = [], [], []
         for k in range(t):

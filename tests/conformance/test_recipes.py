@@ -57,6 +57,32 @@ def test_what_is_cloned_last_is_z_without_noise_or_disguise() -> None:
     assert torch.equal(said[0], recipe.eval().encoder.infer(clip)[0])
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_variational_recipe_has_the_others_as_its_limits(share: float) -> None:
+    """The frame loss trains whoever says the world model's z: the inverse model, or the policy."""
+    torch.manual_seed(0)
+    recipe = Recipe(replace(tiny.RECIPES["variational"], prior_share=share))
+    z_BTZ, _ = recipe.encoder(tiny.clip(8))
+    recipe.world_model.loss(tiny.clip(8), z_BTZ)["frames"].backward()
+    learns = {n.split(".")[1] for n, p in recipe.named_parameters() if p.grad is not None and p.grad.any()}
+    assert learns & {"policy", "inverse"} == ({"policy"} if share else {"inverse"})
+
+
+def test_the_prior_becomes_as_wide_as_the_posterior() -> None:
+    """Told means alone, it would become as narrow as it may."""
+    recipe = build("variational").train()
+    encoder, clip = recipe.encoder, tiny.clip(8)
+    encoder.posterior = lambda seen_BTD: (seen_BTD.new_zeros(len(seen_BTD), tiny.CHUNK, 8),) * 2
+    wide_Z = encoder.policy.head.log_std_Z
+    torch.nn.init.constant_(wide_Z, -1.0)
+    optimiser = torch.optim.Adam([wide_Z], 0.05)
+    for _ in range(250):
+        optimiser.zero_grad()
+        encoder(clip)[1]["clone"].backward()
+        optimiser.step()
+    assert wide_Z.detach().exp().mean().item() == pytest.approx(1.0, abs=0.1)
+
+
 def test_every_chunk_index_learns_from_the_frame_loss() -> None:
     recipe = build("policy")
     clip = tiny.clip(4)
@@ -173,7 +199,7 @@ def test_training_lowers_the_loss_and_z_comes_to_matter(source: str) -> None:
     deaf.world_model.load_state_dict(recipe.world_model.state_dict())
     for module, uses in ((recipe, True), (deaf, False)):
         use = measures.z_use(module, held_out)
-        assert (use["shuffled_cost"] >= 0.5) is uses and (use["mean_cost"] >= 0.5) is uses
+        assert (use["shuffled_cost"] >= 0.2) is uses and (use["mean_cost"] >= 0.2) is uses
 
 
 @pytest.mark.parametrize(

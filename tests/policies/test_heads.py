@@ -66,15 +66,6 @@ def test_two_futures_are_kept_although_latents_said_nothing_at_first(seed: int) 
     assert float(error_2.mean()) < 0.01
 
 
-def test_a_sample_carries_gradient_to_the_mean_it_came_from() -> None:
-    means = torch.zeros(64, 2, 2, 3, requires_grad=True)
-    ChunkMixture(
-        means, torch.tensor([[0.5, 0.5]]).log().repeat(64, 1), torch.zeros(3)
-    ).sample().sum().backward()
-    touched = means.grad.abs().sum((2, 3)) > 0
-    assert bool((touched.sum(1) == 1).all()) and bool(touched.any(0).all())
-
-
 def test_regression_has_no_density() -> None:
     said = ChunkHead(8, 2, components=1, density=False)(torch.randn(1, 3, 8))
     with pytest.raises(AssertionError):

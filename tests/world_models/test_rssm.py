@@ -54,6 +54,16 @@ def test_stochastic_latents_train_prior_and_posterior() -> None:
     assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
 
 
+def test_what_has_seen_later_frames_does_not_train_z() -> None:
+    torch.manual_seed(0)
+    model = Rssm(replace(CONFIG, stochastic=8, free_nats=0.0), 32, 2, 8)
+    z_BTZ = torch.randn(4, tiny.CHUNK, 8, requires_grad=True)
+    losses = model.loss(tiny.clip(4), z_BTZ)
+    seen = losses["posterior_frames"] + losses["posterior_kl"]
+    assert torch.autograd.grad(seen, z_BTZ, retain_graph=True, allow_unused=True)[0] is None
+    assert torch.autograd.grad(losses["frames"], z_BTZ)[0].abs().sum() > 0
+
+
 def test_a_subset_of_steps_is_decoded_and_the_last_always() -> None:
     model = Rssm(replace(CONFIG, decode_steps=2), 32, 2, 8)
     drawn = {tuple(model._steps_to_decode(6, torch.device("cpu")).tolist()) for _ in range(50)}

@@ -13,6 +13,8 @@ from typing import Any
 
 from harness import answer, show
 
+from lawm_policy.types import UserError
+
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 STUDY, JUDGED_AT = "label_efficiency", 10  # the question of the project; demonstrations a task
@@ -55,7 +57,13 @@ def main(args: Args) -> int:
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """name -> result, of every committed benchmark."""
-    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))}
+    results = {
+        path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))
+    }
+    for name, result in results.items():
+        if "--quick" in result["command"].split():
+            raise UserError(f"expected a whole run in {folder / name}, found one with --quick: run it whole")
+    return results
 
 
 def between_markers(text: str, document: str, content: str) -> str:
@@ -132,6 +140,8 @@ def tally(results: dict[str, dict[str, Any]]) -> str:
     for word, state in (("Missed", False), ("Not measured", None)):
         if names := [name for name, verdict in verdicts if verdict is state]:
             told.append(f"{word}: {'; '.join(names)}")
+    if early := [name for name, r in results.items() if r["versions"]["commit"].endswith("+")]:
+        told.append(f"Measured on code before it was committed: {', '.join(early)}")
     return ". ".join(told) + "."
 
 

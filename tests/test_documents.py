@@ -13,6 +13,7 @@ import tiny
 from lawm_policy import checkpoint, cli, config
 from lawm_policy.data.normalize import Normalization
 from lawm_policy.policies.latent_policy import LatentPolicy, LatentPolicyConfig
+from lawm_policy.types import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,7 +93,8 @@ def test_a_missed_target_is_printed_as_missed():
         common | {"arm": "best", "n": 30, "mean": 90.0, "interval": None},
         {"arm": "later", "n": 10, "seeds": 0, "says": "not run"},
     ]
-    results = {"label_efficiency": {"question": "q?", "targets": [target], "rows": rows}}
+    result = {"question": "q?", "targets": [target], "rows": rows, "versions": {"commit": "abc"}}
+    results = {"label_efficiency": result}
     assert "| t | >= 3 | 2 (1 to 2.5) | **missed** |" in table.targets(results, "results")
     assert "| q? | t: 2 (1 to 2.5), goal >= 3 | 0 of 1 |" in table.summary(results, "results")
     found = table.label_efficiency(results)
@@ -101,6 +103,17 @@ def test_a_missed_target_is_printed_as_missed():
     assert "later" not in found
     said = table.tally(results)
     assert said.startswith("0 of 1 targets") and said.endswith("were met. Missed: label_efficiency: t.")
+    result["versions"] = {"commit": "abc+"}
+    assert table.tally(results).endswith("Measured on code before it was committed: label_efficiency.")
+
+
+def test_a_quick_run_is_no_result(tmp_path):
+    import table
+
+    (tmp_path / "faults").mkdir()
+    (tmp_path / "faults/result.json").write_text('{"command": "python benchmarks/faults.py --quick"}')
+    with pytest.raises(UserError, match=r"expected a whole run in .*faults, found one with --quick"):
+        table.read_results(tmp_path)
 
 
 def save_policy(folder):

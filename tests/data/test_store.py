@@ -216,16 +216,26 @@ def test_crash_keeps_committed_salvages_finished_removes_begun(tmp_path: Path) -
     assert EpisodeStore.open(tmp_path / "s").recovery is None
 
 
-def test_a_staged_episode_that_was_damaged_is_not_salvaged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spoilt", ["front.mp4", "episode.json"])
+def test_a_staged_episode_that_was_damaged_is_not_salvaged(tmp_path: Path, spoilt: str) -> None:
     writer, frames = interrupted_store(tmp_path / "s")
     writer.commit = lambda folder: 0  # type: ignore[method-assign]
     writer.add_episode({"front": frames})
     staged = [p for p in (tmp_path / "s" / layout.STAGED).glob("*/*") if (p / "episode.json").exists()]
     known = {line["folder"] for line in store_repair.read_journal(tmp_path / "s")}
     (lost,) = [p for p in staged if str(p.relative_to(tmp_path / "s")) not in known]
-    (lost / "front.mp4").write_bytes(b"torn")
+    (lost / spoilt).write_bytes(b"torn")
     writer._lock.release()
     assert EpisodeStore.open(tmp_path / "s").recovery == store_repair.Recovery(3, 0, 1)
+
+
+@pytest.mark.parametrize("name", [layout.JOURNAL, layout.INFO])
+def test_a_damaged_record_of_an_interrupted_writing_is_told_in_one_line(tmp_path: Path, name: str) -> None:
+    writer, _ = interrupted_store(tmp_path / "s")
+    writer._lock.release()
+    (tmp_path / "s" / name).write_text("{\n")
+    with pytest.raises(UserError, match=f"{name}, found .*: make the store again"):
+        EpisodeStore.open(tmp_path / "s")
 
 
 @pytest.mark.parametrize("step", ["_join_data", "_join_camera", "_write_rows", "_write_summaries"])

@@ -28,14 +28,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lawm_policy.runs import read_record
 from lawm_policy.types import UserError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+COPY_AGAIN = "copy the checkpoint again"
 ARCHITECTURE = "use the architecture of the checkpoint"
 
 
-def _bad(expected: str, found: str, do: str = "copy the checkpoint again") -> UserError:
+def _bad(expected: str, found: str, do: str = COPY_AGAIN) -> UserError:
     return UserError(f"expected {expected}, found {found}: {do}")
 
 
@@ -341,13 +343,7 @@ def _sync(path: Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise _bad(f"{path.name} in {path.parent}", "it missing")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _bad(f"JSON in {path}", str(error)) from None
-    if not isinstance(value, dict):
-        raise _bad(f"a JSON object in {path}", type(value).__name__)
-    return value
+    return read_record(path, COPY_AGAIN)
 
 
 def _check_header(path: Path) -> None:

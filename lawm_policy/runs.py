@@ -112,6 +112,17 @@ def open_run(
     return out
 
 
+def read_record(path: Path, do: str) -> dict[str, Any]:
+    """The JSON object that a stage wrote at `path`. Found damaged, the error says what to `do`."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"expected JSON in {path}, found something else ({error}): {do}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"expected a JSON object in {path}, found a {type(found).__name__}: {do}")
+    return found
+
+
 def _check_same(out: Path, config: Any, fingerprints: Mapping[str, str]) -> None:
     """A run goes on as what it is, or not at all."""
     try:

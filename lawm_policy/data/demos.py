@@ -76,7 +76,10 @@ class DemoDataset(Dataset):
         if demos_per_task is not None and split == "train":
             chosen = nested_subset(chosen, demos_per_task, draw_seed)
         if not chosen:
-            raise UserError(f"expected demonstrations in split {split} of {path}, found none")
+            raise UserError(
+                f"expected demonstrations in split {split} of {path}, found none: record at least two of a "
+                "task, of which one is held out"
+            )
         self.episodes: tuple[Episode, ...] = tuple(chosen)
         self.tasks: tuple[str, ...] = tuple(sorted({e.group for e in chosen}))
         requests = [Request(store, camera, config.size, float(store.fps)) for camera in config.cameras]

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lawm_policy.data.layout import ACTION, STATE
+from lawm_policy.data.layout import ACTION, STATE, STATS
 from lawm_policy.data.store import EpisodeStore
 from lawm_policy.data.video import VideoError, decode_at, scan_packets
+from lawm_policy.runs import read_record
 from lawm_policy.types import UserError
 
 DRIFT = 1e-4  # seconds: LeRobot refuses to train on more
@@ -32,8 +33,31 @@ def _totals(store: EpisodeStore) -> Iterator[str]:
     for name, number in counted.items():
         if store.info.get(name) != number:
             yield f"meta/info.json: {name} is {store.info.get(name)}, the episodes say {number}"
+    yield from ranges(store)[1]
     if [e.index for e in store.episodes] != list(range(len(store.episodes))):
         yield "meta/episodes: episode numbers are not 0, 1, 2, ..."
+
+
+def ranges(store: EpisodeStore) -> tuple[dict[str, dict[str, dict[str, float]]], list[str]]:
+    """Least, greatest, mean and std of each number of state and action as the store tells them; and what of
+    that cannot be read."""
+    try:
+        stats = read_record(store.path / STATS, "copy the store again, or make it again")
+    except UserError as error:
+        return {}, [f"{STATS}: {error}"]
+    found, wrong = {}, []
+    for key, names in ((STATE, store.state_names), (ACTION, store.action_names)):
+        if names is None:
+            continue
+        try:
+            found[key] = {
+                name: {kind: float(np.ravel(stats[key][kind])[i]) for kind in ("min", "max", "mean", "std")}
+                for i, name in enumerate(names)
+            }
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            what = f"{type(error).__name__}: {error}"
+            wrong.append(f"{STATS}: expected min, max, mean and std of {key}, found otherwise ({what})")
+    return found, wrong
 
 
 def _rows(store: EpisodeStore) -> Iterator[str]:

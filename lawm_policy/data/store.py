@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -281,4 +281,9 @@ def _episodes(rows: list[dict[str, Any]], cameras: tuple[str, ...], robot_type: 
                 cameras=tuple(row.get("lawm/cameras") or cameras),
             )
         )
+    if not any(e.split == "val" for e in episodes):  # as where each has a sentence of its own: one group
+        return [
+            replace(e, split=row.get("lawm/split") or automatic_split("", position))
+            for position, (e, row) in enumerate(zip(episodes, rows, strict=True))
+        ]
     return episodes

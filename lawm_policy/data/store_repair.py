@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 
 from lawm_policy.data import layout
 from lawm_policy.data.video import join_videos, same_encoding
+from lawm_policy.runs import read_record
+from lawm_policy.types import UserError
 
 VAL_EVERY = 10
 
@@ -77,8 +79,11 @@ def _sealed(folder: Path) -> dict[str, Any] | None:
     seal = folder / "episode.json"
     if not seal.exists():
         return None
-    episode: dict[str, Any] = json.loads(seal.read_text())
-    return episode if digest(folder) == episode["sha256"] else None
+    try:
+        episode: dict[str, Any] = json.loads(seal.read_text())
+        return episode if digest(folder) == episode["sha256"] else None
+    except (ValueError, LookupError, TypeError):  # damaged, as one whose videos are
+        return None
 
 
 def digest(folder: Path) -> str:
@@ -108,8 +113,14 @@ def read_journal(root: Path) -> list[dict[str, Any]]:
     path = root / layout.JOURNAL
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n")[:-1] if line]
+    try:
+        text = path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.split("\n")[:-1] if line]
+    except ValueError as error:
+        raise UserError(
+            f"expected an episode in each line of {path}, found something else ({error}): "
+            "make the store again"
+        ) from None
 
 
 def read_episodes(root: Path) -> list[dict[str, Any]]:
@@ -119,7 +130,7 @@ def read_episodes(root: Path) -> list[dict[str, Any]]:
 
 def finish(root: Path) -> None:
     """Joins the journal's episodes into the final files. Cut off anywhere, it can be done again."""
-    info = json.loads((root / layout.INFO).read_text())
+    info = read_record(root / layout.INFO, "make the store again")
     done = read_episodes(root)
     pending = [line for line in read_journal(root) if line["index"] >= len(done)]
     _remove_unreferenced(root, info, done)

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from lawm_policy.data import layout
 from lawm_policy.data.store_repair import automatic_split, digest, finish, group_name, recover
 from lawm_policy.data.video import write_video
+from lawm_policy.runs import read_record
 from lawm_policy.types import UserError
 
 
@@ -121,9 +122,14 @@ class StoreWriter:
         self._journal = (self.path / layout.JOURNAL).open("a", encoding="utf-8")
 
     def _require_same_shape(self, info: dict[str, Any], robot: dict[str, Any] | None) -> list[dict[str, Any]]:
-        found = json.loads((self.path / layout.INFO).read_text())
+        found = read_record(self.path / layout.INFO, "use a new --out folder")
         extra = self.path / layout.EXTRA
-        card = json.loads(extra.read_text()).get("robot") if extra.exists() else None
+        card = read_record(extra, "use a new --out folder").get("robot") if extra.exists() else None
+        if not all(isinstance(part, dict) for part in (found.get("features"), card or {})):
+            raise UserError(
+                f"expected features and a robot in {self.path / 'meta'}, found something else: "
+                "use a new --out folder"
+            )
         if card != json.loads(json.dumps(robot)):
             ours, theirs = robot or {}, card or {}
             unlike = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
@@ -132,11 +138,11 @@ class StoreWriter:
                 "use a new --out folder"
             )
         for key in ("fps", "features"):
-            if found[key] != info[key]:
+            if found.get(key) != info[key]:
                 what = (
                     sorted(k for k in {*found[key], *info[key]} if found[key].get(k) != info[key].get(k))
                     if (key == "features")
-                    else f"{found[key]} and {info[key]}"
+                    else f"{found.get(key)} and {info[key]}"
                 )
                 raise UserError(
                     f"expected episodes like those in {self.path}, found another {key} ({what}): "

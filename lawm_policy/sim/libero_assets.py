@@ -122,10 +122,11 @@ def examine(folder: Path, *, thorough: bool = False) -> Assets:
     """Looks at names, and at sizes where the hub's are known (milliseconds); `thorough` also at contents."""
     needed = [line for line in NEEDED.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     try:
-        record = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["files"]
+        files = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["files"]
+        record = {name: (size, checksum) for name, (size, checksum) in files.items()}
     except FileNotFoundError:
         record = {}
-    except (OSError, ValueError, KeyError, TypeError):  # cut short: download again, which verifies all
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged: download again, verified
         record = {CHECKSUMS: (-1, "")}
     missing = [name for name in sorted({*needed, *record}) if not (folder / name).is_file()]
     damaged = [

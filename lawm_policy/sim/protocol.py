@@ -18,6 +18,7 @@ from typing import Protocol as Interface
 import numpy as np
 
 from lawm_policy.policies.ensembling import Ensemble
+from lawm_policy.runs import read_record
 from lawm_policy.stats import wilson
 from lawm_policy.types import UserError
 
@@ -205,16 +206,15 @@ def _record(line: bytes, where: str) -> Record:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise UserError(
             f"expected an evaluation in {folder}, found no {SUMMARY}: run `lawm eval --out` first"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"expected JSON in {path}, found something else ({error}): evaluate again") from None
-    if not isinstance(found, dict) or not isinstance(found.get("protocol"), dict):
-        raise UserError(f"expected an evaluation's summary in {path}, found no protocol: evaluate again")
+        )
+    found = read_record(path, "evaluate again")
+    if not isinstance(found.get("protocol"), dict) or not isinstance(found.get("policy", {}), dict):
+        raise UserError(
+            f"expected an evaluation's protocol and policy in {path}, found otherwise: evaluate again"
+        )
     return found
 
 

@@ -6,7 +6,6 @@ The tabletop is known here, LIBERO in `collect_libero`.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from lawm_policy.console import progress, say
 from lawm_policy.data.layout import write_json
 from lawm_policy.data.store_writer import EpisodeShape, StoreWriter, stage
 from lawm_policy.data.video import write_video
-from lawm_policy.runs import check_out
+from lawm_policy.runs import check_out, read_record
 from lawm_policy.sim.experts_tabletop import Rollout, play, rollout
 from lawm_policy.sim.kinematics import load_chain
 from lawm_policy.sim.libero_premise import BrokenPremise
@@ -173,7 +172,7 @@ def _check_request(out: Path, args: CollectArgs) -> None:
             raise UserError(
                 f"expected {REQUEST} in {out} to resume it, found other files: give another --out"
             )
-        found = json.loads(path.read_text())
+        found = read_record(path, "give another --out, or --force to start anew")
         if differing := [key for key in asked if found.get(key) != asked[key]]:
             key = differing[0]
             raise UserError(

@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from lawm_policy.data.health import damage
-from lawm_policy.data.layout import STATS
+from lawm_policy.data.health import damage, ranges
 from lawm_policy.data.store import EpisodeStore
 from lawm_policy.runs import check_file
 from lawm_policy.types import UserError
@@ -63,15 +62,6 @@ def describe(store: EpisodeStore) -> dict[str, Any]:
     """Counts, durations, cameras, rates and ranges, as JSON."""
     episodes = store.episodes
     seconds = np.array([e.length / store.fps for e in episodes])
-    stats_path = store.path / STATS
-    stats = json.loads(stats_path.read_text()) if stats_path.exists() else {}
-    ranges = {}
-    for key, names in (("observation.state", store.state_names), ("action", store.action_names)):
-        if names and key in stats:
-            ranges[key] = {
-                name: {k: float(np.ravel(stats[key][k])[i]) for k in ("min", "max", "mean", "std")}
-                for i, name in enumerate(names)
-            }
     return {
         "store": str(store.path),
         "fingerprint": store.fingerprint,
@@ -94,7 +84,7 @@ def describe(store: EpisodeStore) -> dict[str, Any]:
         "splits": dict(sorted(Counter(e.split for e in episodes).items())),
         "embodiments": dict(sorted(Counter(e.embodiment or "(unnamed)" for e in episodes).items())),
         "tasks": dict(sorted(Counter(e.task for e in episodes if e.task).items())),
-        "ranges": ranges,
+        "ranges": ranges(store)[0],
         "robot": store.robot,
         "recovery": str(store.recovery) if store.recovery else None,
         "bytes": sum(p.stat().st_size for p in store.path.rglob("*") if p.is_file()),

@@ -12,7 +12,7 @@ from typing import Any
 
 from lawm_policy.config import config_dir, load_config, to_dict
 from lawm_policy.console import say
-from lawm_policy.runs import check_out, write_text
+from lawm_policy.runs import check_out, read_record, write_text
 from lawm_policy.types import UserError
 
 STATE = "quickstart.json"
@@ -88,10 +88,16 @@ class Story:
         resume = file.is_file() and not args.force
         check_out(args.out, resume=resume, force=args.force, marker=STATE)
         if resume:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if found["config"] != self.state["config"]:
+            found = read_record(file, "give another --out, or --force to start anew")
+            if found.get("config") != self.state["config"]:
                 raise UserError(
                     f"expected the configuration of {args.out} to go on with it, found another: "
+                    "give another --out, or --force to start anew"
+                )
+            steps = found.get("steps")
+            if not isinstance(steps, dict) or not all(isinstance(s, int | float) for s in steps.values()):
+                raise UserError(
+                    f"expected the seconds of each step in {file}, found something else: "
                     "give another --out, or --force to start anew"
                 )
             self.state = found

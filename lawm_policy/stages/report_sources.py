@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lawm_policy.runs import WORLD
+from lawm_policy.runs import WORLD, read_record
 from lawm_policy.sim import protocol
 from lawm_policy.sim.protocol import SUMMARY, VIDEO, Episode, Record
 from lawm_policy.types import UserError
@@ -144,20 +144,8 @@ def _distinct(folders: list[tuple[str, Path]]) -> list[str]:
     raise UserError(f"expected each folder once, with a name of its own; found {', '.join(names)}")
 
 
-def _json(path: Path, wanted: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"expected {wanted} in {path}, found something else ({error}): make it again"
-        ) from None
-    if not isinstance(found, dict):
-        raise UserError(f"expected {wanted} in {path}, found a {type(found).__name__}: make it again")
-    return found
-
-
 def _result(path: Path) -> dict[str, Any]:
-    result = _json(path, "a benchmark's result")
+    result = read_record(path, "make it again")
     for key in ("rows", "targets"):
         listed = result.setdefault(key, [])
         if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed):
@@ -183,7 +171,7 @@ def _run(name: str, folder: Path) -> TrainingRun:
     return TrainingRun(
         name,
         folder,
-        _json(versions, "versions") if versions.is_file() else {},
+        read_record(versions, "make it again") if versions.is_file() else {},
         curves,
         sorted((folder / STRIPS).glob("*.png")),
     )

@@ -101,6 +101,37 @@ def test_split_is_by_episode_and_one_in_ten(tmp_path: Path) -> None:
     assert {e.split for e in store.episodes} == {"val"}
 
 
+def foreign(path: Path, texts: list[str]) -> EpisodeStore:
+    """A store as LeRobot writes it: a text an episode, and no word of ours about the split."""
+    with StoreWriter(path, fps=20, cameras={"front": (32, 32)}) as writer:
+        for text in texts:
+            writer.add_episode({"front": np.zeros((2, 32, 32, 3), np.uint8)}, text=text)
+    for table in (path / layout.EPISODES).glob("*/*.parquet"):
+        rows = pq.read_table(table)
+        pq.write_table(rows.drop([c for c in rows.column_names if c.startswith("lawm/")]), table)
+    (path / layout.EXTRA).unlink()
+    return EpisodeStore.open(path)
+
+
+def test_where_every_episode_has_a_sentence_of_its_own_one_in_ten_is_held_out(tmp_path: Path) -> None:
+    store = foreign(tmp_path / "own", [f"sentence {i}" for i in range(20)])
+    splits = [e.split for e in store.episodes]
+    assert splits[1] == "val" and splits[:10].count("val") == splits[10:].count("val") == 1
+    assert [e.split for e in EpisodeStore.open(store.path).episodes] == splits
+    two, one = foreign(tmp_path / "two", ["a", "b"]), foreign(tmp_path / "one", ["a"])
+    assert [e.split for e in two.episodes] == ["train", "val"] and one.episodes[0].split == "train"
+
+
+def test_where_one_sentence_is_there_twice_the_split_stays_by_sentence(tmp_path: Path) -> None:
+    store = foreign(tmp_path / "s", ["a", "b", "c", "b", "a"])
+    assert [e.split for e in store.episodes] == ["train", "train", "train", "val", "val"]
+
+
+def test_a_split_that_was_asked_for_stays(tmp_path: Path) -> None:
+    store = EpisodeStore.open(make_store(tmp_path / "s", episodes=3, split="train", length=4))
+    assert {e.split for e in store.episodes} == {"train"}
+
+
 def test_fingerprint_names_the_content(tmp_path: Path) -> None:
     a = EpisodeStore.open(make_store(tmp_path / "a", episodes=2))
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -216,16 +247,26 @@ def test_crash_keeps_committed_salvages_finished_removes_begun(tmp_path: Path) -
     assert EpisodeStore.open(tmp_path / "s").recovery is None
 
 
-def test_a_staged_episode_that_was_damaged_is_not_salvaged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spoilt", ["front.mp4", "episode.json"])
+def test_a_staged_episode_that_was_damaged_is_not_salvaged(tmp_path: Path, spoilt: str) -> None:
     writer, frames = interrupted_store(tmp_path / "s")
     writer.commit = lambda folder: 0  # type: ignore[method-assign]
     writer.add_episode({"front": frames})
     staged = [p for p in (tmp_path / "s" / layout.STAGED).glob("*/*") if (p / "episode.json").exists()]
     known = {line["folder"] for line in store_repair.read_journal(tmp_path / "s")}
     (lost,) = [p for p in staged if str(p.relative_to(tmp_path / "s")) not in known]
-    (lost / "front.mp4").write_bytes(b"torn")
+    (lost / spoilt).write_bytes(b"torn")
     writer._lock.release()
     assert EpisodeStore.open(tmp_path / "s").recovery == store_repair.Recovery(3, 0, 1)
+
+
+@pytest.mark.parametrize("name", [layout.JOURNAL, layout.INFO])
+def test_a_damaged_record_of_an_interrupted_writing_is_told_in_one_line(tmp_path: Path, name: str) -> None:
+    writer, _ = interrupted_store(tmp_path / "s")
+    writer._lock.release()
+    (tmp_path / "s" / name).write_text("{\n")
+    with pytest.raises(UserError, match=f"{name}, found .*: make the store again"):
+        EpisodeStore.open(tmp_path / "s")
 
 
 @pytest.mark.parametrize("step", ["_join_data", "_join_camera", "_write_rows", "_write_summaries"])

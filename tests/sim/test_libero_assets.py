@@ -186,8 +186,9 @@ def test_states(tmp_path):
     (tmp_path / "STAND_INS.txt").touch()
     found = libero_assets.examine(tmp_path)
     assert found.state == "approximated" and found.usable and "see its STAND_INS.txt" in str(found)
-    (tmp_path / libero_assets.CHECKSUMS).write_text('{"files": {"a')
-    assert libero_assets.examine(tmp_path).damaged == (libero_assets.CHECKSUMS,)
+    for text in ('{"files": {"a', "[]", '{"files": ["a"]}', '{"files": {"a": 1}}'):
+        (tmp_path / libero_assets.CHECKSUMS).write_text(text)
+        assert libero_assets.examine(tmp_path).damaged == (libero_assets.CHECKSUMS,)
 
 
 def test_other_versions_are_refused_or_allowed_by_a_flag(monkeypatch):

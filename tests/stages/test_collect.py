@@ -75,6 +75,16 @@ def test_resuming_gives_what_an_unbroken_run_gives(tmp_path, monkeypatch):
         np.testing.assert_array_equal(whole.actions(index), broken.actions(index))
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_a_damaged_request_is_not_resumed(tmp_path, text):
+    out = tmp_path / "videos"
+    out.mkdir()
+    (out / collect.REQUEST).write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"collect.json, found .*: give another --out, or --force") as caught:
+        collect.run(ask(out, kind="videos", resume=True))
+    assert "\n" not in str(caught.value)
+
+
 def test_videos_are_ordinary_files_without_commands(tmp_path):
     out = tmp_path / "videos"
     arguments = {"kind": "videos", "embodiment": "arm6,hand", "tasks": "close_drawer", "fps": 10, "play": 1}

@@ -102,6 +102,10 @@ def test_refusals(tmp_path):
     (tmp_path / "a" / "summary.json").write_text("{")
     with pytest.raises(UserError, match="expected JSON"):
         compare.run(CompareArgs(str(a), str(a)))
+    for text in ("[]", '{"protocol": []}', '{"protocol": {}, "policy": []}'):  # --resume reads both
+        (tmp_path / "a" / "summary.json").write_text(text)
+        with pytest.raises(UserError, match=r"summary.json, found .*: evaluate again"):
+            compare.run(CompareArgs(str(a), str(a)))
 
 
 def test_across_protocols_is_allowed_by_a_flag_and_marked(tmp_path, capsys):

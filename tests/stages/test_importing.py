@@ -177,6 +177,19 @@ def test_resume_adds_what_is_new_and_force_starts_over(tmp_path: Path) -> None:
     assert EpisodeStore.open(tmp_path / "out").fps == 10
 
 
+@pytest.mark.parametrize("name", ["meta/info.json", "meta/lawm.json"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"fps": 20, "features": [], "robot": 1}'])
+def test_a_store_with_a_damaged_description_is_not_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str
+) -> None:
+    make_video(tmp_path / "in" / "arm" / "a.mp4", STEADY[:20])
+    assert run_import(tmp_path / "in", tmp_path / "out") == 0
+    (tmp_path / "out" / name).write_text(text)
+    assert run_import(tmp_path / "in", tmp_path / "out", "--resume") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "expected" in said and "meta" in said and said.endswith("use a new --out folder")
+
+
 def test_a_decoder_that_crashes_costs_its_own_video_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,16 @@ def with_wrong_total(path: Path) -> None:
     (path / layout.INFO).write_text(json.dumps(info | {"total_frames": 7}))
 
 
+def without_min(path: Path) -> None:
+    stats = json.loads((path / layout.STATS).read_text())
+    del stats["action"]["min"]
+    (path / layout.STATS).write_text(json.dumps(stats))
+
+
+def with_stats(text: str) -> object:
+    return lambda path: (path / layout.STATS).write_text(text)
+
+
 def cut(name: str) -> object:
     def spoil(path: Path) -> None:
         (path / name).write_bytes((path / name).read_bytes()[: (path / name).stat().st_size * 2 // 3])
@@ -92,6 +102,11 @@ def cut(name: str) -> object:
         (cut(DATA), DATA),
         (cut(FRONT), FRONT),
         (lambda path: (path / FRONT).unlink(), "missing"),
+        (with_stats("{"), "expected JSON in"),
+        (with_stats("[]"), "expected a JSON object in"),
+        (with_stats("{}"), "min, max, mean and std of observation.state"),
+        (without_min, "min, max, mean and std of action, found otherwise (KeyError: 'min')"),
+        (lambda path: (path / layout.STATS).unlink(), layout.STATS),
     ],
 )
 def test_damage_is_named_and_exits_1(
@@ -102,6 +117,16 @@ def test_damage_is_named_and_exits_1(
     assert main(["inspect", str(path), "--sheet", str(tmp_path / "x.png")]) == 1
     damaged = [line for line in capsys.readouterr().out.splitlines() if line.startswith("damaged")]
     assert any(said in line for line in damaged), damaged
+
+
+def test_ranges_that_can_be_read_are_shown_beside_those_that_cannot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_store(tmp_path / "s", episodes=2)
+    without_min(path)
+    assert main(["inspect", str(path), "--json", str(tmp_path / "x.json")]) == 1
+    assert list(json.loads((tmp_path / "x.json").read_text())["ranges"]) == ["observation.state"]
+    assert "1 damages found" in capsys.readouterr().out
 
 
 def test_what_an_interruption_left_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

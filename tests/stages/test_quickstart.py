@@ -9,6 +9,7 @@ import label_efficiency
 import pytest
 
 from lawm_policy.cli import main
+from lawm_policy.config import load_config, to_dict
 from lawm_policy.sim.protocol import SPLITS
 from lawm_policy.stages import quickstart
 from lawm_policy.stages.compare import compare
@@ -69,6 +70,19 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest
         said = capsys.readouterr().err
         assert "expected" in said and "--resume" not in said and said.strip().endswith("give another --out")
     assert [p.name for p in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"config": CONFIG}', '{"config": CONFIG, "steps": []}'])
+def test_a_damaged_note_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damaged: str
+) -> None:
+    config = to_dict(load_config("debug", quickstart.QuickstartConfig, stage="quickstart"))
+    text = damaged.replace("CONFIG", json.dumps(config))
+    (tmp_path / quickstart.STATE).write_text(text)
+    assert main(["quickstart", "--config", "debug", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "give another --out, or --force to start anew" in said
+    assert (tmp_path / quickstart.STATE).read_text() == text
 
 
 def test_it_cites_the_recipe_that_was_chosen_on_validation_states(

@@ -22,6 +22,7 @@ from lawm_policy.sim.crews import Crew, Desk, LocalCrew, Lost, Message, Worker, 
 from lawm_policy.types import UserError
 
 ATTEMPTS = 2  # a worker that dies or hangs may have been unlucky; twice is the job's fault
+SPARES = 2  # workers hired for those lost while they set up, where others have set up before
 Answer = Callable[[list[Any]], Sequence[Any]]
 
 
@@ -125,6 +126,7 @@ class _Pool:
         self.waiting = deque(range(len(jobs)))
         self.attempts = [0] * len(jobs)
         self.left = len(jobs)
+        self.spares = 0
         self.workers: list[Worker] = []
         for _ in range(crew.size(len(jobs))):
             self._hire()
@@ -170,19 +172,22 @@ class _Pool:
         if said == "failed":
             raise SetupError(value)
         if said == "ready":
-            worker.ready = True
+            worker.ready, self.spares = True, SPARES
         elif worker.index is not None:
             outcome = Outcome(worker.index, **{said: value})
         worker.index = None
         if self.waiting:
-            index = self._next(worker)
-            self.waiting.remove(index)
-            self.attempts[index] += 1
-            worker.done.add(self.kinds[index])
-            worker.index = index
-            worker.deadline = time.monotonic() + self.job_seconds
-            worker.tell(("job", self.jobs[index]))
+            self._give(worker)
         return outcome
+
+    def _give(self, worker: Worker) -> None:
+        index = self._next(worker)
+        self.waiting.remove(index)
+        self.attempts[index] += 1
+        worker.done.add(self.kinds[index])
+        worker.index = index
+        worker.deadline = time.monotonic() + self.job_seconds
+        worker.tell(("job", self.jobs[index]))
 
     def _next(self, worker: Worker) -> int:
         """The first job of a kind that it has done, else that nobody has done, else the first."""
@@ -197,9 +202,12 @@ class _Pool:
         what = f"worker said nothing for {limit:.0f} s" if hung else f"worker died with {how or ended}"
         self.workers.remove(worker)
         if not worker.ready:
-            if not any(other.ready for other in self.workers):
-                raise SetupError(f"{what} while it set up")
-            return None  # the others go on without it
+            if not self.workers:  # else the others go on without it: while jobs wait, none of them is idle
+                if not self.spares:
+                    raise SetupError(f"{what} while it set up")
+                self.spares -= 1
+                self._hire()
+            return None
         index = worker.index
         outcome = None
         if index is not None and self.attempts[index] < ATTEMPTS:
@@ -207,5 +215,6 @@ class _Pool:
         elif index is not None:
             outcome = Outcome(index, error=f"{what}, {ATTEMPTS} times")
         if self.waiting:
-            self._hire()
+            idle = next((other for other in self.workers if not other.busy), None)
+            self._give(idle) if idle else self._hire()
         return outcome

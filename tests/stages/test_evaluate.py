@@ -251,6 +251,25 @@ def test_force_replaces(tmp_path):
     assert len(episodes(tmp_path / "e")) == 3
 
 
+def test_resume_erases_nothing(tmp_path):
+    out = tmp_path / "e"
+    evaluate.run(arguments(out, workers=0, episodes=1))
+    before = (out / "episodes.jsonl").read_bytes()
+    evaluate.run(arguments(out, workers=0, episodes=2, resume=True, force=True))
+    played = (out / "episodes.jsonl").read_bytes()
+    assert played.startswith(before) and len(episodes(out)) == 6
+    (out / "summary.json").unlink()
+    line = (
+        f"expected summary.json in {out}, which says what was played, found episodes.jsonl alone: "
+        "put it back, or choose another --out"
+    )
+    with pytest.raises(UserError) as error:
+        evaluate.run(arguments(out, workers=0, episodes=2, resume=True))
+    assert str(error.value) == line and (out / "episodes.jsonl").read_bytes() == played
+    (out / "episodes.jsonl").write_bytes(b"")  # killed before the first episode
+    assert evaluate.run(arguments(out, workers=0, episodes=1, resume=True)) == 0
+
+
 def test_two_at_once_are_refused(tmp_path):
     import fcntl
 

@@ -69,7 +69,7 @@ class EvaluateArgs:
     seed_base: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(left out: where --split begins)")] = (
         None
     )
-    """First initial state."""
+    """First initial state; where states are drawn from seeds, at least 100000: below, policies train."""
     seed: int = 0
     """Seed of the policy's own draws."""
     workers: int | str = 2

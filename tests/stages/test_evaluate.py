@@ -229,6 +229,11 @@ def test_refusals(whole, tmp_path):
         (arguments(tmp_path / "n", tasks="neer"), "expected a task, found neer"),
         (arguments(tmp_path / "n", suite="tabeltop"), "did you mean 'tabletop'"),
         (arguments(tmp_path / "n", episodes=0), "--episodes of at least 1, found 0"),
+        (
+            arguments(tmp_path / "n", seed_base=99_999),
+            "^expected --seed-base of at least 100000 in suite point, found 99999: leave it out, since those "
+            "below are what policies train on$",
+        ),
         (arguments(tmp_path / "n", workers=-1), "--workers of at least 0, found -1"),
         (arguments(tmp_path / "n", workers="rain"), "number or ray://HOST:PORT.*, found 'rain'"),
         (arguments(tmp_path / "n", "blue"), "expected cameras among front, wrist, found .* blue"),

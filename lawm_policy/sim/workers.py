@@ -3,9 +3,9 @@
 A worker is a fresh (spawned) process, here or on a Ray cluster, so it owns its GL context, its policy and
 its threads. It calls `setup(**arguments)` once, which returns the function that does one job. Where that
 function is a generator, what it yields are questions: whoever called `run_jobs` answers them, those of many
-workers at once. A worker's death or silence costs one retry of one job, never the run. An exception in a job
-is that job's error, and costs the worker a new set-up (after `close` of what it had), but where the exception
-says that it is `harmless`.
+workers at once; one who never answers ends the run. A worker's death or silence costs one retry of one job,
+never the run. An exception in a job is that job's error, and costs the worker a new set-up (after `close` of
+what it had), but where the exception says that it is `harmless`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain
+from threading import Thread
 from typing import Any
 
 from lawm_policy.sim.crews import Crew, Desk, LocalCrew, Lost, Message, Worker, one_line
@@ -147,9 +149,32 @@ class _Pool:
                     self.left -= 1
                     yield outcome
             if asking:
-                answers = _answers(self.answer, [question for _, question in asking])
+                try:
+                    answers = self._answers_in_time([question for _, question in asking])
+                except TimeoutError:
+                    limit = f"within {self.job_seconds:.0f} s"
+                    for worker, _ in asking:
+                        assert worker.index is not None
+                        yield Outcome(worker.index, error=f"no answer {limit}")
+                    raise UserError(
+                        f"expected the policy to answer {limit}, found that it hangs: mend it, or give more "
+                        "--job-seconds, and --resume"
+                    ) from None
                 for (worker, _), told in zip(asking, answers, strict=True):
                     worker.tell(told)
+
+    def _answers_in_time(self, questions: list[Any]) -> list[Message]:
+        """In a thread of its own, which is left behind where it hangs: nobody can end it."""
+        answers: Future[list[Message]] = Future()
+
+        def think() -> None:
+            try:
+                answers.set_result(_answers(self.answer, questions))
+            except BaseException as error:
+                answers.set_exception(error)
+
+        Thread(target=think, daemon=True).start()
+        return answers.result(self.job_seconds)
 
     def close(self) -> None:
         for worker in self.workers:

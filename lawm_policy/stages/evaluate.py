@@ -93,7 +93,7 @@ class EvaluateArgs:
     failures: int = 0
     """At the end, play this many failures again and film them, the most informative first."""
     job_seconds: float = 600.0
-    """An episode that takes longer counts as a hung worker."""
+    """An episode that takes longer counts as a hung worker; --batch: an answer that does ends it all."""
     resume: bool = False
     """Go on with an unfinished evaluation; plays what is missing and what ended in an error."""
     force: bool = False

@@ -105,6 +105,24 @@ def test_a_fault_of_the_one_policy_is_an_error_of_who_asked(tmp_path):
     assert all("no answer for other" in r.error for r in records if r.task == "other")
 
 
+def test_one_policy_that_hangs_is_an_error_of_who_asked_and_ends_the_evaluation(tmp_path):
+    out, began = tmp_path / "e", time.monotonic()
+    common = {"batch": 2, "workers": 2, "tasks": "near,other", "job_seconds": 2.0}
+    with pytest.raises(UserError) as error:
+        evaluate.run(arguments(out, "Crowd", "hang", **common))
+    assert str(error.value) == (
+        "expected the policy to answer within 2 s, found that it hangs: mend it, or give more --job-seconds, "
+        "and --resume"
+    )
+    assert time.monotonic() - began < 60
+    hung = [r for r in episodes(out) if r.error]
+    assert 1 <= len(hung) <= 2 and {r.error for r in hung} == {"no answer within 2 s"}
+    assert "other" in {r.task for r in hung} and all(r.success is None for r in hung)
+    assert not protocol.read_summary(out)["complete"]
+    assert evaluate.run(arguments(out, "Crowd", "", **common, resume=True)) == 0
+    assert len(episodes(out)) == 6 and not any(r.error for r in episodes(out))
+
+
 def test_a_policy_that_draws_differs_with_its_seed_only(whole, tmp_path):
     evaluate.run(arguments(tmp_path / "e", workers=0, episodes=6, seed=1))
     ours, theirs = episodes(tmp_path / "e"), episodes(whole)

@@ -122,7 +122,7 @@ class Bad(Walker):
 
 
 class Crowd:
-    """Walks to the goals that it sees, many at a time. `run` is how many, or "raise" at the task `other`."""
+    """Walks to the goals that it sees, many at a time. `run` is how many, or "raise", "hang" at `other`."""
 
     cameras, size, execute, robot, sha256 = ("front",), 8, 4, CARD, "crowd"
 
@@ -138,6 +138,8 @@ class Crowd:
     def act_batch(self, observations):
         if self.run == "raise" and any("other" in o["instruction"] for o in observations):
             raise RuntimeError("no answer for other")
+        if self.run == "hang" and any("other" in o["instruction"] for o in observations):
+            time.sleep(100)
         assert len(observations) == int(self.run) if self.run.isdigit() else True
         goal_B2 = np.stack([o["images"]["front"][0, 0, :2] for o in observations]) / 80 - 1.5
         way_B2 = goal_B2 - np.stack([o["state"] for o in observations])

@@ -30,6 +30,7 @@ class Batcher:
         torch.set_num_threads(1)  # sums depend on the number of threads
         self.actor, self.width = actor.to(device) if device != "cpu" else actor, width
 
+    @torch.no_grad()  # whoever calls: a thread has settings of its own
     def __call__(self, observations: Sequence[Observation]) -> list[np.ndarray]:
         chunks: list[np.ndarray] = []
         for first in range(0, len(observations), self.width):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -15,8 +16,11 @@ MENDS = {
 }
 
 
-def make_env(suite: Suite, actor: Actor | Seat, distractors: int = 0) -> Any:
-    robot = {**suite.robot, **(actor.robot or {})}
+def make_env(
+    suite: Suite, actor: Actor | Seat, distractors: int = 0, card: Mapping[str, Any] | None = None
+) -> Any:
+    """With the policy's robot, or that of another card."""
+    robot = {**suite.robot, **((actor.robot if card is None else card) or {})}
     return suite.make(
         embodiment=robot["embodiment"],
         command=robot["command"],
@@ -37,7 +41,12 @@ def check_match(suite: Suite, actor: Actor | Seat, distractors: int = 0) -> dict
     try:
         env = make_env(suite, actor, distractors)
     except (KeyError, ValueError) as error:
-        raise UserError(f"expected a robot of suite {suite.name}, found the policy's ({error})") from error
+        if isinstance(error, UserError):  # the suite's own robot may meet it too: LIBERO is not installed
+            make_env(suite, actor, distractors, card={}).close()
+        raise UserError(
+            f"expected a robot of suite {suite.name}, found the policy's ({error}): give the --suite that it "
+            "learnt in"
+        ) from error
     try:
         with suppress(BrokenPremise):  # this state need not be among those that are asked for
             # It renders: no OpenGL is known here, not later.

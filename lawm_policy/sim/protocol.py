@@ -22,7 +22,8 @@ from lawm_policy.runs import read_record
 from lawm_policy.stats import wilson
 from lawm_policy.types import UserError
 
-SPLITS = {"val": 100_000, "test": 200_000}  # where the seeds of initial states begin
+# Where the seeds of initial states begin; those below are for training: `lawm collect` draws no others.
+SPLITS = {"val": 100_000, "test": 200_000}
 EPISODES, SUMMARY, VIDEO = "episodes.jsonl", "summary.json", "video"
 
 
@@ -117,7 +118,13 @@ class Suite:
 def first_state(suite: Suite, split: str, episodes: int, seed_base: int | None) -> int:
     """The first initial state of a split."""
     if suite.stored_states is None:
-        return SPLITS[split] if seed_base is None else seed_base
+        first = SPLITS[split] if seed_base is None else seed_base
+        if first < SPLITS["val"]:
+            raise UserError(
+                f"expected --seed-base of at least {SPLITS['val']} in suite {suite.name}, found {first}: "
+                "leave it out, since those below are what policies train on"
+            )
+        return first
     if seed_base is None and split != "test":
         raise UserError(
             f"expected --split test in suite {suite.name}, found {split}: its {suite.stored_states} stored "

@@ -3,9 +3,9 @@
 A worker is a fresh (spawned) process, here or on a Ray cluster, so it owns its GL context, its policy and
 its threads. It calls `setup(**arguments)` once, which returns the function that does one job. Where that
 function is a generator, what it yields are questions: whoever called `run_jobs` answers them, those of many
-workers at once. A worker's death or silence costs one retry of one job, never the run. An exception in a job
-is that job's error, and costs the worker a new set-up (after `close` of what it had), but where the exception
-says that it is `harmless`.
+workers at once; one who never answers ends the run. A worker's death or silence costs one retry of one job,
+never the run. An exception in a job is that job's error, and costs the worker a new set-up (after `close` of
+what it had), but where the exception says that it is `harmless`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain
+from threading import Thread
 from typing import Any
 
 from lawm_policy.sim.crews import Crew, Desk, LocalCrew, Lost, Message, Worker, one_line
 from lawm_policy.types import UserError
 
 ATTEMPTS = 2  # a worker that dies or hangs may have been unlucky; twice is the job's fault
+SPARES = 2  # workers hired for those lost while they set up, where others have set up before
 Answer = Callable[[list[Any]], Sequence[Any]]
 
 
@@ -125,6 +128,7 @@ class _Pool:
         self.waiting = deque(range(len(jobs)))
         self.attempts = [0] * len(jobs)
         self.left = len(jobs)
+        self.spares = 0
         self.workers: list[Worker] = []
         for _ in range(crew.size(len(jobs))):
             self._hire()
@@ -145,9 +149,32 @@ class _Pool:
                     self.left -= 1
                     yield outcome
             if asking:
-                answers = _answers(self.answer, [question for _, question in asking])
+                try:
+                    answers = self._answers_in_time([question for _, question in asking])
+                except TimeoutError:
+                    limit = f"within {self.job_seconds:.0f} s"
+                    for worker, _ in asking:
+                        assert worker.index is not None
+                        yield Outcome(worker.index, error=f"no answer {limit}")
+                    raise UserError(
+                        f"expected the policy to answer {limit}, found that it hangs: mend it, or give more "
+                        "--job-seconds, and --resume"
+                    ) from None
                 for (worker, _), told in zip(asking, answers, strict=True):
                     worker.tell(told)
+
+    def _answers_in_time(self, questions: list[Any]) -> list[Message]:
+        """In a thread of its own, which is left behind where it hangs: nobody can end it."""
+        answers: Future[list[Message]] = Future()
+
+        def think() -> None:
+            try:
+                answers.set_result(_answers(self.answer, questions))
+            except BaseException as error:
+                answers.set_exception(error)
+
+        Thread(target=think, daemon=True).start()
+        return answers.result(self.job_seconds)
 
     def close(self) -> None:
         for worker in self.workers:
@@ -170,19 +197,22 @@ class _Pool:
         if said == "failed":
             raise SetupError(value)
         if said == "ready":
-            worker.ready = True
+            worker.ready, self.spares = True, SPARES
         elif worker.index is not None:
             outcome = Outcome(worker.index, **{said: value})
         worker.index = None
         if self.waiting:
-            index = self._next(worker)
-            self.waiting.remove(index)
-            self.attempts[index] += 1
-            worker.done.add(self.kinds[index])
-            worker.index = index
-            worker.deadline = time.monotonic() + self.job_seconds
-            worker.tell(("job", self.jobs[index]))
+            self._give(worker)
         return outcome
+
+    def _give(self, worker: Worker) -> None:
+        index = self._next(worker)
+        self.waiting.remove(index)
+        self.attempts[index] += 1
+        worker.done.add(self.kinds[index])
+        worker.index = index
+        worker.deadline = time.monotonic() + self.job_seconds
+        worker.tell(("job", self.jobs[index]))
 
     def _next(self, worker: Worker) -> int:
         """The first job of a kind that it has done, else that nobody has done, else the first."""
@@ -197,9 +227,12 @@ class _Pool:
         what = f"worker said nothing for {limit:.0f} s" if hung else f"worker died with {how or ended}"
         self.workers.remove(worker)
         if not worker.ready:
-            if not any(other.ready for other in self.workers):
-                raise SetupError(f"{what} while it set up")
-            return None  # the others go on without it
+            if not self.workers:  # else the others go on without it: while jobs wait, none of them is idle
+                if not self.spares:
+                    raise SetupError(f"{what} while it set up")
+                self.spares -= 1
+                self._hire()
+            return None
         index = worker.index
         outcome = None
         if index is not None and self.attempts[index] < ATTEMPTS:
@@ -207,5 +240,6 @@ class _Pool:
         elif index is not None:
             outcome = Outcome(index, error=f"{what}, {ATTEMPTS} times")
         if self.waiting:
-            self._hire()
+            idle = next((other for other in self.workers if not other.busy), None)
+            self._give(idle) if idle else self._hire()
         return outcome

@@ -69,7 +69,7 @@ class EvaluateArgs:
     seed_base: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(left out: where --split begins)")] = (
         None
     )
-    """First initial state."""
+    """First initial state; where states are drawn from seeds, at least 100000: below, policies train."""
     seed: int = 0
     """Seed of the policy's own draws."""
     workers: int | str = 2
@@ -93,11 +93,11 @@ class EvaluateArgs:
     failures: int = 0
     """At the end, play this many failures again and film them, the most informative first."""
     job_seconds: float = 600.0
-    """An episode that takes longer counts as a hung worker."""
+    """An episode that takes longer counts as a hung worker; --batch: an answer that does ends it all."""
     resume: bool = False
     """Go on with an unfinished evaluation; plays what is missing and what ended in an error."""
     force: bool = False
-    """Replace an evaluation in --out."""
+    """Replace an evaluation in --out, but with --resume."""
     policy_factory: str = "lawm_policy.policies.loading:load_policy"
     """"module:function" that makes a policy from RUN; for policies that are not checkpoints."""
 
@@ -314,11 +314,11 @@ def _open(
             raise UserError(
                 f"expected {out} to be free, found another evaluation writing: wait for it"
             ) from None
-        if args.force:
+        if args.force and not args.resume:
             shutil.rmtree(out / VIDEO, ignore_errors=True)
-            (out / SUMMARY).unlink(missing_ok=True)
-        # The summary is written first, so episodes without one are nobody's.
-        done = _recover(out, summary, cells) if (out / SUMMARY).exists() else []
+            for name in (EPISODES, SUMMARY):
+                (out / name).unlink(missing_ok=True)
+        done = _recover(out, summary, cells)
         lines = "".join(json.dumps(asdict(record), allow_nan=False) + "\n" for record in done)
         write_text(out / EPISODES, lines)
         _write_summary(
@@ -333,6 +333,14 @@ def _open(
 
 def _recover(out: Path, summary: dict[str, Any], cells: list[Episode]) -> list[Record]:
     """The episodes that ended, once each: a half line and those that ended in an error are played again."""
+    path = out / EPISODES
+    if not (out / SUMMARY).exists():
+        if path.exists() and path.stat().st_size:
+            raise UserError(
+                f"expected {SUMMARY} in {out}, which says what was played, found {EPISODES} alone: "
+                "put it back, or choose another --out"
+            )
+        return []
     before = protocol.read_summary(out)
     for part in ("protocol", "policy"):
         told = json.loads(json.dumps(summary[part]))
@@ -340,7 +348,7 @@ def _recover(out: Path, summary: dict[str, Any], cells: list[Episode]) -> list[R
         told["run"], was = None, {**before.get(part, {}), "run": None}
         if found := protocol.difference(was, told, part):
             raise UserError(f"expected to go on with {out}, found another {found}: choose another --out")
-    if not (out / EPISODES).exists():
+    if not path.exists():
         return []
     kept = {r.episode: r for r in protocol.read(out) if r.error is None}
     strangers = kept.keys() - set(cells)

@@ -95,6 +95,9 @@ def test_drawn_states_have_the_seeds_of_their_split():
     assert drawn.rules["libero"]["initial"] == "wide:2" and drawn.rules["libero"]["perturb"] == "camera:1"
     assert first_state(drawn, "val", 500, None) == SPLITS["val"]
     assert first_state(drawn, "test", 500, None) == SPLITS["test"]
+    assert first_state(drawn, "val", 500, 150_000) == 150_000
+    with pytest.raises(UserError, match="--seed-base of at least 100000 in suite libero_goal, found 0"):
+        first_state(drawn, "test", 500, 0)  # where `lawm collect` begins
     with pytest.raises(UserError, match="--split test"):
         first_state(stored, "val", 5, None)
 

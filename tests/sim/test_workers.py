@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from lawm_policy.sim.crews import load_function
+from lawm_policy.sim import workers as pool
+from lawm_policy.sim.crews import Lost, Worker, load_function
 from lawm_policy.sim.workers import SetupError, run_jobs
 from lawm_policy.types import UserError
 
@@ -78,6 +79,66 @@ def test_setup_faults_end_the_run():
         list(run_jobs("fake_suite:faulty", {}, [1], workers=1))
     with pytest.raises(SetupError, match="status 7 while it set up"):
         list(run_jobs("fake_suite:dead", {}, [1], workers=1))
+
+
+class Tale:
+    """A crew that does what is told of it ("A ready, A dies"), but what those do who are not there or idle.
+    Workers have names in the order of hiring."""
+
+    def __init__(self, size, told):
+        self.size, self.hired = lambda jobs: size, 0
+        self.told = [tuple(words.split()) for words in told.split(", ")]
+
+    def hire(self, *_):
+        self.hired += 1
+        return Told("ABCDEF"[self.hired - 1], self)
+
+    def speaking(self, workers, timeout):
+        there = {worker.name: worker for worker in workers if worker.busy}
+        while self.told and self.told[0][0] not in there:
+            self.told.pop(0)
+        assert self.told, "all wait for ever"
+        return [there[self.told[0][0]]]
+
+
+class Told(Worker):
+    def __init__(self, name, tale):
+        super().__init__(100.0)
+        self.name, self.tale = name, tale
+
+    def tell(self, message):
+        pass
+
+    def hear(self):
+        _, does = self.tale.told.pop(0)
+        if does == "dies":
+            raise Lost("a sigh")
+        return does, self.name if does == "result" else None
+
+    def end(self):
+        return "status 1"
+
+
+def told(monkeypatch, size, jobs, words):
+    tale = Tale(size, words)
+    monkeypatch.setattr(pool, "LocalCrew", lambda workers: tale)
+    found = sorted(run_jobs("nothing:here", {}, range(jobs), workers=size), key=lambda o: o.index)
+    return [o.result or o.error for o in found], tale.hired
+
+
+def test_a_job_of_a_dead_worker_goes_to_an_idle_one(monkeypatch):
+    """If it went to a new worker only, nobody would do it once that one died."""
+    tale = "A ready, B ready, B result, A dies, C dies, B result"
+    assert told(monkeypatch, 2, 2, tale) == (["B", "B"], 2)
+
+
+def test_a_worker_lost_in_its_set_up_is_replaced_while_nobody_else_is_there(monkeypatch):
+    assert told(monkeypatch, 1, 1, "A ready, A dies, B dies, C dies, D ready, D result") == (["D"], 4)
+    with pytest.raises(SetupError, match="worker died with a sigh while it set up"):
+        told(monkeypatch, 1, 1, "A ready, A dies, B dies, C dies, D dies")
+    with pytest.raises(SetupError, match="while it set up"):  # nobody has ever set up
+        told(monkeypatch, 2, 3, "A dies, B dies")
+    assert told(monkeypatch, 2, 2, "A dies, B ready, B result, B result") == (["B", "B"], 2)
 
 
 def test_no_jobs_no_workers():

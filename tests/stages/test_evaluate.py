@@ -105,6 +105,24 @@ def test_a_fault_of_the_one_policy_is_an_error_of_who_asked(tmp_path):
     assert all("no answer for other" in r.error for r in records if r.task == "other")
 
 
+def test_one_policy_that_hangs_is_an_error_of_who_asked_and_ends_the_evaluation(tmp_path):
+    out, began = tmp_path / "e", time.monotonic()
+    common = {"batch": 2, "workers": 2, "tasks": "near,other", "job_seconds": 2.0}
+    with pytest.raises(UserError) as error:
+        evaluate.run(arguments(out, "Crowd", "hang", **common))
+    assert str(error.value) == (
+        "expected the policy to answer within 2 s, found that it hangs: mend it, or give more --job-seconds, "
+        "and --resume"
+    )
+    assert time.monotonic() - began < 60
+    hung = [r for r in episodes(out) if r.error]
+    assert 1 <= len(hung) <= 2 and {r.error for r in hung} == {"no answer within 2 s"}
+    assert "other" in {r.task for r in hung} and all(r.success is None for r in hung)
+    assert not protocol.read_summary(out)["complete"]
+    assert evaluate.run(arguments(out, "Crowd", "", **common, resume=True)) == 0
+    assert len(episodes(out)) == 6 and not any(r.error for r in episodes(out))
+
+
 def test_a_policy_that_draws_differs_with_its_seed_only(whole, tmp_path):
     evaluate.run(arguments(tmp_path / "e", workers=0, episodes=6, seed=1))
     ours, theirs = episodes(tmp_path / "e"), episodes(whole)
@@ -229,6 +247,11 @@ def test_refusals(whole, tmp_path):
         (arguments(tmp_path / "n", tasks="neer"), "expected a task, found neer"),
         (arguments(tmp_path / "n", suite="tabeltop"), "did you mean 'tabletop'"),
         (arguments(tmp_path / "n", episodes=0), "--episodes of at least 1, found 0"),
+        (
+            arguments(tmp_path / "n", seed_base=99_999),
+            "^expected --seed-base of at least 100000 in suite point, found 99999: leave it out, since those "
+            "below are what policies train on$",
+        ),
         (arguments(tmp_path / "n", workers=-1), "--workers of at least 0, found -1"),
         (arguments(tmp_path / "n", workers="rain"), "number or ray://HOST:PORT.*, found 'rain'"),
         (arguments(tmp_path / "n", "blue"), "expected cameras among front, wrist, found .* blue"),
@@ -249,6 +272,25 @@ def test_force_replaces(tmp_path):
     evaluate.run(arguments(tmp_path / "e", workers=0))
     evaluate.run(arguments(tmp_path / "e", workers=0, episodes=1, force=True, execute=2))
     assert len(episodes(tmp_path / "e")) == 3
+
+
+def test_resume_erases_nothing(tmp_path):
+    out = tmp_path / "e"
+    evaluate.run(arguments(out, workers=0, episodes=1))
+    before = (out / "episodes.jsonl").read_bytes()
+    evaluate.run(arguments(out, workers=0, episodes=2, resume=True, force=True))
+    played = (out / "episodes.jsonl").read_bytes()
+    assert played.startswith(before) and len(episodes(out)) == 6
+    (out / "summary.json").unlink()
+    line = (
+        f"expected summary.json in {out}, which says what was played, found episodes.jsonl alone: "
+        "put it back, or choose another --out"
+    )
+    with pytest.raises(UserError) as error:
+        evaluate.run(arguments(out, workers=0, episodes=2, resume=True))
+    assert str(error.value) == line and (out / "episodes.jsonl").read_bytes() == played
+    (out / "episodes.jsonl").write_bytes(b"")  # killed before the first episode
+    assert evaluate.run(arguments(out, workers=0, episodes=1, resume=True)) == 0
 
 
 def test_two_at_once_are_refused(tmp_path):

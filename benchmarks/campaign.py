@@ -5,6 +5,7 @@ heavy things (data, weights) stay in the work folder, which may be lost at any t
 
 from __future__ import annotations
 
+import fcntl
 import fnmatch
 import json
 import os
@@ -35,6 +36,8 @@ TRIALS = {  # of the rate of fine-tuning: the same number for every arm
     "scratch": ((("train.lr", "5e-4"),), (("train.lr", "1e-3"),), (("train.lr", "2e-3"),)),
     "pretrained": ((("pretrained_lr", "1.0"),), (("pretrained_lr", "0.3"),), (("pretrained_lr", "0.1"),)),
 }
+# Of frames and words alone: a labelled store's commands would tell where an episode's motion begins.
+LABEL_FREE: Overrides = (("data.trim_still", "false"),)
 TUNING_DRAW = 100  # a draw of demonstrations that the table never uses
 FEWEST = 3  # seeds that an interval is given for: of two it says nothing
 STOPPED = 143  # the exit status of what was told to stop
@@ -79,7 +82,7 @@ class StudyArgs:
     work: Path
     """data and weights; rebuilt from seeds where they are missing"""
     quick: bool = False
-    """the same code on less work, in minutes; teaches nothing"""
+    """the same code on less work, in minutes, in OUT-quick and WORK-quick; teaches nothing"""
     plan: bool = False
     """print the units and what is done, then stop"""
     table: bool = False
@@ -90,6 +93,12 @@ class StudyArgs:
     """units at a time, one thread each"""
     resume: bool = False
     """keep the units that are done"""
+
+    @property
+    def folders(self) -> tuple[Path, Path]:
+        """Results and work. A quick study has its own: nothing of it may be taken for a full one's."""
+        end = "-quick" if self.quick else ""
+        return Path(f"{self.out}{end}"), Path(f"{self.work}{end}")
 
 
 @dataclass(frozen=True)
@@ -120,12 +129,16 @@ class Campaign(ABC):
         write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
     def once(self, what: str, do: Callable[[], int | None]) -> None:
+        """Makes what is missing. Of units side by side that need it, one makes it and the others wait; who
+        dies lets go of the lock."""
+        self.work.mkdir(parents=True, exist_ok=True)
         mark = self.work / f"{what}.done"
-        if not mark.exists():
-            self.work.mkdir(parents=True, exist_ok=True)
-            if do():
-                raise SystemExit(f"{what} failed")
-            mark.touch()
+        with (self.work / f"{what}.lock").open("w") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+            if not mark.exists():
+                if do():
+                    raise SystemExit(f"{what} failed")
+                mark.touch()
 
     @abstractmethod
     def pretraining(self, name: str) -> Path:
@@ -291,7 +304,7 @@ def work_through(
     if args.table:
         return True
     if len(left) < len(planned) and not args.resume:
-        raise SystemExit(f"{args.out} holds finished units: give --resume to keep them, or another --out")
+        raise SystemExit(f"{study.out} holds finished units: give --resume to keep them, or another --out")
     while left:
         if args.jobs == 1:
             _one_by_one(study, left)
@@ -333,7 +346,7 @@ def _side_by_side(study: Campaign, left: list[Unit], args: StudyArgs, stages: Se
             unit = pending.pop(0)
             _say(unit)
             environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-            log = (args.work / "logs" / f"{unit.name.replace('/', '__')}.txt").absolute()
+            log = (study.work / "logs" / f"{unit.name.replace('/', '__')}.txt").absolute()
             log.parent.mkdir(parents=True, exist_ok=True)
             command = [sys.executable, path, *common, "--only", unit.name]
             with log.open("wb") as file:
@@ -343,7 +356,7 @@ def _side_by_side(study: Campaign, left: list[Unit], args: StudyArgs, stages: Se
             unit = running.pop(process)
             if process.returncode:
                 failed.append(unit.name)
-                print(f"{unit.name} failed: see the logs in {args.work / 'logs'}", flush=True)
+                print(f"{unit.name} failed: see the logs in {study.work / 'logs'}", flush=True)
         time.sleep(1.0)
     if failed:
         raise SystemExit(f"{len(failed)} units failed: {', '.join(failed)}")

@@ -2,15 +2,13 @@
 
     python benchmarks/expert_rates.py --out benchmarks/results/expert_rates [--resume]
 
-While it runs, `episodes.jsonl` in the output holds one line an episode: what a resumed run goes on from. It
-carries the hash of the simulator's code, and is refused under another.
+`journal.jsonl` in the output holds one line an episode: what a resumed run goes on from. It carries the hash
+of the simulator's code, and is refused under another.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from harness import Target, answer, read_journal, write_result
+from harness import Journal, Target, answer, write_result
 
 import lawm_policy.sim
 from lawm_policy.console import progress
@@ -29,7 +27,6 @@ from lawm_policy.sim.workers import run_jobs
 from lawm_policy.stats import wilson
 
 FIRST_SEED = 300_000  # scenes that no training, validation or test uses, and no expert was tuned on
-EPISODES = "episodes.jsonl"
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Args:
     """Success of the experts, per embodiment and task."""
 
     out: Path
-    """where result.json, page.md and episodes.jsonl go"""
+    """where result.json, page.md and journal.jsonl go"""
     quick: bool = False
     """10 scenes a task"""
     resume: bool = False
@@ -93,36 +90,24 @@ def prepare() -> Callable[[Job], list[dict[str, Any]]]:
 
 
 def main(args: Args) -> None:
-    out = args.out
-    out.mkdir(parents=True, exist_ok=True)
-    if not args.resume:
-        (out / EPISODES).unlink(missing_ok=True)
     scenes = 10 if args.quick else args.scenes
     seeds = range(FIRST_SEED, FIRST_SEED + scenes)
     code = code_hash()
-    done = {
-        (line["embodiment"], line["task"], line["seed"]): line for line in read_journal(out / EPISODES, code)
-    }
+    journal = Journal(args.out, code, resume=args.resume)
+    done = {(line["embodiment"], line["task"], line["seed"]): line for line in journal.lines}
     jobs = []
     for embodiment in args.embodiments.split(","):
         for task in TASKS:
             left = [seed for seed in seeds if (embodiment, task, seed) not in done]
             jobs += [Job(embodiment, task, tuple(left[k : k + 20])) for k in range(0, len(left), 20)]
-    with (
-        (out / EPISODES).open("a", encoding="utf-8") as journal,
-        progress("experts", len(jobs), unit="x20 episodes") as bar,
-    ):
+    with progress("experts", len(jobs), unit="x20 episodes") as bar:
         for outcome in run_jobs("expert_rates:prepare", {}, jobs, workers=args.workers):
             if outcome.error is not None:
                 raise RuntimeError(outcome.error)
-            for line in outcome.result:
-                journal.write(json.dumps(line | {"code": code}) + "\n")
-                done[line["embodiment"], line["task"], line["seed"]] = line
-            journal.flush()
-            os.fsync(journal.fileno())
+            journal.add(outcome.result)
+            done |= {(line["embodiment"], line["task"], line["seed"]): line for line in outcome.result}
             bar.advance()
     _report(args, list(seeds), done, code)
-    (out / EPISODES).unlink()
 
 
 def _report(

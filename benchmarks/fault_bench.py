@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from fault_cases import DAMAGE, Material, files_below, fingerprint, not_a_number, other_shape
 from fault_processes import Answer, kill_at_random, lawm, lawm_forked, seconds_after, small_disk
-from harness import Target, write_result
+from harness import Journal, Target, write_result
 
 from lawm_policy import cli
 from lawm_policy.console import progress
@@ -34,7 +34,7 @@ class FaultArgs:
     """What every campaign can be asked for."""
 
     out: Path
-    """where trials.jsonl, result.json and page.md go"""
+    """where journal.jsonl, result.json and page.md go"""
     trials: int = 20
     """random moments, sizes and damages of each kind"""
     quick: bool = False
@@ -175,16 +175,10 @@ def prepare(args: FaultArgs, *more: Path) -> None:
 def run_trials(args: FaultArgs, plan: Mapping[str, Sequence[Trial]], question: str, notes: str) -> None:
     """Does what is missing of the plan, one trial after the other, and writes down what survived."""
     began = time.monotonic()
-    path = args.out / "trials.jsonl"
-    if not args.resume:
-        path.unlink(missing_ok=True)
-    done = (
-        {(r["campaign"], r["trial"]): r["wrong"] for r in map(json.loads, path.read_text().splitlines())}
-        if path.exists()
-        else {}
-    )
+    journal = Journal(args.out, resume=args.resume)
+    done = {(line["campaign"], line["trial"]): line["wrong"] for line in journal.lines}
     todo = [(name, i, t) for name, trials in plan.items() if args.only in name for i, t in enumerate(trials)]
-    with path.open("a") as log, progress("faults", len(todo), unit="trials", done=len(done)) as bar:
+    with progress("faults", len(todo), unit="trials", done=len(done)) as bar:
         for name, index, trial in todo:
             if (name, index) in done:
                 continue
@@ -195,8 +189,7 @@ def run_trials(args: FaultArgs, plan: Mapping[str, Sequence[Trial]], question: s
             finally:
                 shutil.rmtree(folder)
             done[name, index] = wrong
-            log.write(json.dumps({"campaign": name, "trial": index, "wrong": wrong}) + "\n")
-            log.flush()
+            journal.add([{"campaign": name, "trial": index, "wrong": wrong}])
             bar.advance(note=name if wrong is None else f"{name}: {wrong}")
     rows, targets = [], []
     for name in dict.fromkeys(name for name, _, _ in todo):

@@ -3,14 +3,13 @@ study's pretraining runs, each against an equally trained twin without z.
 
     python benchmarks/gates.py --out benchmarks/results/gates [--resume] [--recipes lawm,variational]
 
-Pretraining runs are made where they are missing, as units of `label_efficiency.py`. While it runs,
-`rows.jsonl` in the output holds what a resumed run goes on from. It carries the hash of the code, and is
-refused under another."""
+Pretraining runs are made where they are missing, as units of `label_efficiency.py`. `journal.jsonl` in the
+output holds what a resumed run goes on from. It carries the hash of the code, and is refused under
+another."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from campaign import StudyArgs
 from controls import MODULES
-from harness import Target, answer, read_journal, write_result
+from harness import Journal, Target, answer, write_result
 from study import FULL, QUICK, Study
 
 import lawm_policy
@@ -37,7 +37,6 @@ from lawm_policy.types import Clip
 
 STEPS = (2, 4, 6)
 CLIPS = 3  # of each held-out episode
-ROWS = "rows.jsonl"
 NOTES = f"""Held-out clips, {CLIPS} of each episode; dB over pixels that moved, against the best of copy, mean
 frame and the z-free twin: mean over episodes with Student's t; `lawm` on captioned clips from the first
 second. Paired futures: from one simulated state, two instructions; the z of each must predict its own future
@@ -54,7 +53,7 @@ class Args:
     out: Path
     """where result.json and page.md go"""
     work: Path = Path("runs/label_efficiency")
-    """the study's data and weights"""
+    """the study's data and weights; a quick run has its own, in WORK-quick"""
     recipes: str = "inverse-kl,variational,lawm"
     """which, separated by commas"""
     resume: bool = False
@@ -159,19 +158,16 @@ def code_hash() -> str:
 
 def main(args: Args) -> None:
     torch.set_num_threads(1)
-    study = Study(args.out, args.work, QUICK if args.quick else FULL)
-    args.out.mkdir(parents=True, exist_ok=True)
-    journal, code = args.out / ROWS, code_hash()
-    if not args.resume:
-        journal.unlink(missing_ok=True)
-    done = {line["recipe"]: line for line in read_journal(journal, code)}
+    study = Study(*StudyArgs(args.out, args.work, args.quick).folders, QUICK if args.quick else FULL)
+    code = code_hash() + (" quick" if args.quick else "")
+    journal = Journal(args.out, code, resume=args.resume)
+    done = {line["recipe"]: line for line in journal.lines}
     names = args.recipes.split(",")
     for name in (name for name in names if name not in done):
         started = time.monotonic()
         rows = measure_recipe(study, name, args.quick)
-        done[name] = {"recipe": name, "rows": rows, "seconds": time.monotonic() - started, "code": code}
-        with journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(done[name]) + "\n")
+        done[name] = {"recipe": name, "rows": rows, "seconds": time.monotonic() - started}
+        journal.add([done[name]])
     write_result(
         args.out,
         question="Does the world model predict, and does it listen to z?",
@@ -181,7 +177,6 @@ def main(args: Args) -> None:
         targets=[target for name in names for target in judge(name, done[name]["rows"][0])],
         notes=f"{NOTES} Code {code}.",
     )
-    journal.unlink()
 
 
 def judge(name: str, row: dict[str, Any]) -> list[Target]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -126,13 +127,35 @@ def answer(main: Callable[[Any], int | None], arguments: type) -> None:
         raise SystemExit(2) from None
 
 
-def read_journal(path: Path, code: str) -> list[dict[str, Any]]:
-    """Lines of an earlier run of the same code; a last line that was torn by a crash is dropped."""
-    if not path.exists():
-        return []
-    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
-    path.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
-    found = [json.loads(line) for line in whole]
-    if any(line["code"] != code for line in found):
-        raise UserError(f"expected episodes of code {code} in {path}, found others: give a new --out")
-    return found
+class Journal:
+    """What a campaign has done, a line of JSON a piece of work, in journal.jsonl beside its result (too long
+    to be committed). It stays when all is done; `--resume` goes on from it, and a call without is refused.
+    `of` says what the lines belong to (the hash of the code): others are not taken."""
+
+    def __init__(self, out: Path, of: str = "", *, resume: bool) -> None:
+        self._path, self._of = out / "journal.jsonl", of
+        self.lines: list[dict[str, Any]] = []
+        out.mkdir(parents=True, exist_ok=True)
+        if not self._path.exists():
+            return
+        if not resume:
+            raise UserError(
+                f"expected no earlier work in {out}, found {self._path.name}: give --resume to keep it, or "
+                "another --out"
+            )
+        whole = self._path.read_text(encoding="utf-8").split("\n")[:-1]  # the last may be torn
+        write_text(self._path, "".join(line + "\n" for line in whole))
+        self.lines = [json.loads(line) for line in whole]
+        if others := {line["of"] for line in self.lines} - {of}:
+            raise UserError(
+                f"expected work of {of} in {self._path}, found {', '.join(sorted(others))}: "
+                "remove it, or give another --out"
+            )
+
+    def add(self, lines: Iterable[dict[str, Any]]) -> None:
+        found = [line | {"of": self._of} for line in lines]
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in found))
+            file.flush()
+            os.fsync(file.fileno())
+        self.lines += found

@@ -106,7 +106,7 @@ def make_cell(study: Study, arm: Arm, n: int, seed: int) -> dict[str, Any]:
     return study.cell(arm, n, seed, "test", settings)
 
 
-def table(study: Study, args: Args) -> None:
+def table(study: Study) -> None:
     rows: list[dict[str, Any]] = []
     for arm in ARMS:
         for n in arm.ns:
@@ -123,7 +123,7 @@ def table(study: Study, args: Args) -> None:
             rows.append({"arm": arm.name, "n": n} | cells | told)
     spent = [json.loads(path.read_text()) for path in sorted((study.out / "units").glob("*.json"))]
     write_result(
-        args.out,
+        study.out,
         question="How much do unlabelled videos help, at few labelled demonstrations a task?",
         seconds=sum(max(unit["seconds"], unit.get("fit_seconds", 0.0)) for unit in spent),
         seeds=list(range(5)),
@@ -173,9 +173,9 @@ def share_of_the_way(scratch: Cells, best: Cells, supervised: Cells) -> Interval
 
 
 def main(args: Args) -> None:
-    study = Study(args.out, args.work, QUICK if args.quick else FULL)
+    study = Study(*args.folders, QUICK if args.quick else FULL)
     if work_through(study, args, partial(units, study), stages=("data", "pretrain", "tune")):
-        table(study, args)
+        table(study)
 
 
 if __name__ == "__main__":

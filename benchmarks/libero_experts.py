@@ -3,15 +3,13 @@ do their episodes succeed again, replayed as hand and as joint commands?
 
     python benchmarks/libero_experts.py --out benchmarks/results/libero_experts [--resume]
 
-While it runs, `episodes.jsonl` in the output holds one line an episode: what a resumed run goes on from. It
-carries the hash of the simulator's code, and is refused under another.
+`journal.jsonl` in the output holds one line an episode: what a resumed run goes on from. It carries the hash
+of the simulator's code, and is refused under another.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,10 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from harness import Target, answer, read_journal, write_result
+from harness import Journal, Target, answer, write_result
 
 import lawm_policy.sim
 from lawm_policy.console import progress
+from lawm_policy.data import commands
 from lawm_policy.data.store import EpisodeStore
 from lawm_policy.sim.libero_protocol import TASK_COUNTS, protocol_named, task_names
 from lawm_policy.sim.workers import run_jobs
@@ -31,7 +30,6 @@ from lawm_policy.stages.collect import CollectArgs
 from lawm_policy.stages.collect import run as collect
 from lawm_policy.stats import wilson
 
-EPISODES = "episodes.jsonl"
 KINDS = {"stored": "", "fresh": "+fresh"}  # initial states, and what the protocol's name says of them
 COLLECTED = ("libero_spatial", "libero_object", "libero_goal")
 HELD = 12  # steps that the last joint target is held: what was let go of falls
@@ -43,7 +41,7 @@ class Args:
     """Success of LIBERO's experts, per task."""
 
     out: Path
-    """where result.json, page.md and episodes.jsonl go"""
+    """where result.json, page.md and journal.jsonl go"""
     quick: bool = False
     """2 states of each kind a task, two tasks a suite"""
     resume: bool = False
@@ -67,9 +65,10 @@ class Job(NamedTuple):
 
 
 def code_hash() -> str:
-    """Of everything that decides what an expert does."""
+    """Of everything that decides what an expert does, and what is replayed of it."""
     digest = hashlib.sha256()
-    for path in sorted(Path(lawm_policy.sim.__file__).parent.glob("libero_*.py")):
+    parts = sorted(Path(lawm_policy.sim.__file__).parent.glob("libero_*.py"))
+    for path in (*parts, Path(commands.__file__)):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -98,7 +97,8 @@ def prepare(protocol: str, replays: int) -> Callable[[Job], list[dict[str, Any]]
             if episode.success and job.kind == "fresh" and state < replays:
                 joint = joint or LiberoEnv(job.task, command="joint", images=False, protocol=rules)
                 line["hand again"] = _again(env, state, episode.executed_TA)
-                line["joint again"] = _again(joint, state, episode.joint_TA)
+                learnt_TA = commands.joint_commands(env.robot_card(), episode.state_TP, episode.action_TA)
+                line["joint again"] = _again(joint, state, learnt_TA)
             lines.append(line)
         for made in (env, joint):
             if made is not None:
@@ -118,24 +118,18 @@ def _again(env: Any, state: int, commands_TA: np.ndarray) -> bool:
 
 
 def main(args: Args) -> None:
-    out = args.out
-    out.mkdir(parents=True, exist_ok=True)
-    if not args.resume:
-        (out / EPISODES).unlink(missing_ok=True)
     suites = args.suites.split(",")
     tasks = [task for suite in suites for task in task_names(suite)[: 2 if args.quick else None]]
     states = range(2 if args.quick else args.states)
     code = code_hash()
-    done = {(line["task"], line["kind"], line["state"]): line for line in read_journal(out / EPISODES, code)}
+    journal = Journal(args.out, f"{code} {args.protocol} {args.replays}", resume=args.resume)
+    done = {(line["task"], line["kind"], line["state"]): line for line in journal.lines}
     jobs = []
     for task in tasks:
         for kind in KINDS:
             left = [state for state in states if (task, kind, state) not in done]
             jobs += [Job(task, kind, tuple(left[k : k + 5])) for k in range(0, len(left), 5)]
-    with (
-        (out / EPISODES).open("a", encoding="utf-8") as journal,
-        progress("experts", len(jobs), unit="x5 episodes") as bar,
-    ):
+    with progress("experts", len(jobs), unit="x5 episodes") as bar:
         for outcome in run_jobs(
             "libero_experts:prepare",
             {"protocol": args.protocol, "replays": args.replays},
@@ -144,14 +138,10 @@ def main(args: Args) -> None:
         ):
             if outcome.error is not None:
                 raise RuntimeError(outcome.error)
-            for line in outcome.result:
-                journal.write(json.dumps(line | {"code": code}) + "\n")
-                done[line["task"], line["kind"], line["state"]] = line
-            journal.flush()
-            os.fsync(journal.fileno())
+            journal.add(outcome.result)
+            done |= {(line["task"], line["kind"], line["state"]): line for line in outcome.result}
             bar.advance()
     _report(args, tasks, list(states), done, code)
-    (out / EPISODES).unlink()
 
 
 def demonstrations_a_minute(suite: str, quick: bool) -> float:

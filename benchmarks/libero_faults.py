@@ -72,8 +72,6 @@ OTHERS = (("mujoco", "3.3.3"), ("mujoco", "3.4.0"), ("robosuite", "1.4.1"))  # v
 class Args(FaultArgs):
     """Disturbs whatever of LIBERO can be disturbed, and counts what survives."""
 
-    trials: int = 10
-    """random moments, sizes and damages of each kind"""
     work: Path = Path(tempfile.gettempdir()) / "lawm-libero-faults"
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from campaign import Arm, Campaign, Fitted, Overrides, for_minutes, played, to_its_end
+from campaign import LABEL_FREE, Arm, Campaign, Fitted, Overrides, for_minutes, played, to_its_end
 
 from lawm_policy.config import load_config
 from lawm_policy.data.lerobot_import import find_episodes, stage_stored
@@ -139,7 +139,7 @@ class LiberoStudy(Campaign):
 
     def pool(self, part: Part) -> Path:
         """A part of what is pretrained on. Label-free pretraining reads its frames and captions and nothing
-        else (clips have no commands); the supervised arm reads the commands too."""
+        else (LABEL_FREE); the supervised arm reads the commands too."""
         out = self.work / f"pool-{part.folder}"
         self._collect(out, part, MAIN, POOL_SEED)
         return out
@@ -207,7 +207,7 @@ class LiberoStudy(Campaign):
             supervised = load_config("default", FinetuneConfig, s.supervised, stage="finetune")
             to_its_end(finetune(supervised, stores[0], out, resume=resume))
             return
-        overrides = s.pretrain + dict(s.recipes).get(name, ())
+        overrides = s.pretrain + dict(s.recipes).get(name, ()) + LABEL_FREE
         cfg = load_config(name, PretrainConfig, overrides, stage="pretrain")
         shares = tuple(float(len(EpisodeStore.open(store).episodes)) for store in stores)
         to_its_end(pretrain(replace(cfg, weights=shares), stores, out, resume=resume))
@@ -253,7 +253,7 @@ class LiberoStudy(Campaign):
 
     def _fit_fifty(self, arm: Arm, suite: str, settings: Overrides) -> Fitted:
         s, store = self.sizes, self.demo_store(suite, fifty=True)
-        name = f"{suite}-fifty-{arm.name}"
+        name = f"{suite}-fifty-{arm.name}" + "".join(f"-{k}={v}" for k, v in settings)
         return self.fit(name, arm, store, (*s.fifty_finetune, *settings), s.fifty[0], draw=0)
 
     def _play(

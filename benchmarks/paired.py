@@ -20,7 +20,7 @@ def play(grid: EvaluateArgs, base: Path | None = None, than: str = "") -> dict[s
     row |= {"success %": None, "95% interval": None}
     if told["episodes"]:
         row |= {"success %": 100 * told["rate"], "95% interval": (100 * told["low"], 100 * told["high"])}
-    if base is not None and told["episodes"]:
+    if base is not None and told["episodes"] and read_summary(base)["all"]["episodes"]:
         found = compare([base], [grid.out], across=True)["difference"]
         row |= {f"minus {than}, points": 100 * found["value"]}
         row |= {"its interval": (100 * found["low"], 100 * found["high"])}

@@ -174,7 +174,7 @@ def test_a_resumed_benchmark_measures_what_is_left(tmp_path: Path, monkeypatch: 
     args = gates.Args(tmp_path / "out", tmp_path / "work", recipes="variational,lawm")
     with pytest.raises(KeyboardInterrupt):
         gates.main(args)
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="found others"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="found "):
         patch.setattr(gates, "code_hash", lambda: "other")
         gates.main(replace(args, resume=True))
     gates.main(replace(args, resume=True))
@@ -182,7 +182,10 @@ def test_a_resumed_benchmark_measures_what_is_left(tmp_path: Path, monkeypatch: 
     result = json.loads((args.out / "result.json").read_text())
     assert [row["clips"] for row in result["rows"]] == ["all", "without text"] * 2
     assert len(result["targets"]) == 10 and all(target["met"] for target in result["targets"])
-    assert not (args.out / gates.ROWS).exists()
+    with pytest.raises(UserError, match="give --resume to keep it"):
+        gates.main(args)
+    gates.main(replace(args, resume=True))
+    assert measured == ["variational", "stopped", "lawm"], "a finished benchmark stays finished"
 
 
 @pytest.mark.slow

@@ -1,16 +1,35 @@
 """What the studies' tables and plans promise: open rows stay open, and what proves nothing is told so."""
 
+import importlib
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import campaign
+import harness
+import label_efficiency
+import libero_gpu
+import libero_protocols
 import libero_robustness
 import libero_study
+import libero_units
 import pytest
 from campaign import Unit
 from libero_units import FULL, LiberoStudy
+from made_stores import made_store
+from timing import panda_policy
+from tiny_policy import CONFIG
 
+from lawm_policy.data.clips import ClipDataset
+from lawm_policy.data.store import EpisodeStore
+from lawm_policy.sim.matching import check_match
+from lawm_policy.sim.suites import libero_suite
+from lawm_policy.stages.pretrain import clip_config
 from lawm_policy.types import UserError
+
+STUDIES = ("label_efficiency", "libero_study", "libero_gpu")
 
 PILOT = {  # percent of 100
     ("libero_object", 1): 50,
@@ -60,7 +79,11 @@ def test_every_unit_is_short_and_known_beforehand(study):
     assert all(0 < u.minutes <= 45 for u in after)
     names = [u.name for u in after]
     assert len(set(names)) == len(names) and {u.after for u in after} <= {"", *names}
-    assert sum(name.startswith("tune/libero_goal/") for name in names) == 9, "three trials an arm"
+    assert sum(name.startswith("tune/libero_goal/n5/") for name in names) == 9, "three trials an arm"
+    others = {u.name for u in libero_study.units(study, replace(args, judge="libero_goal:3"))}
+    assert not others & {name for name in names if name.startswith("tune/")}, "of another n: chosen anew"
+    seeds = {arm.name: arm.seeds for arm in libero_study.arms("inverse-kl")}
+    assert set(seeds.values()) == {5}, "controls are compared seed by seed"
 
 
 def test_a_blind_policy_that_is_nearly_as_good_proves_that_nothing_is_shown(study):
@@ -80,9 +103,23 @@ def test_a_blind_policy_that_is_nearly_as_good_proves_that_nothing_is_shown(stud
         "seeds": 0,
         "verdict": "not run",
     }
-    apart = [{"arm": "scratch", "mean": 60.0}, {"arm": "blind", "mean": 10.0}]
-    assert libero_study.with_verdict(apart)[0]["verdict"] == "blind 50.0 points below the best"
-    assert libero_study.with_verdict(apart[:1])[0]["verdict"] == "open: blind not run"
+
+
+def test_what_sees_is_compared_with_blind_over_shared_seeds_and_without_the_headroom():
+    def at(*rates):
+        return {seed: {"successes": {"t": "1" * r + "0" * (10 - r)}} for seed, r in enumerate(rates)}
+
+    rows = [{"arm": "scratch", "mean": 60.0}]
+
+    def verdict(**found):
+        return libero_study.with_verdict(rows, found)[0]["verdict"]
+
+    assert verdict(scratch=at(6), blind=at(1)) == "blind 50.0 points below the best"
+    assert verdict(scratch=at(6)) == "open: blind not run"
+    assert verdict(blind=at(6)) == verdict(scratch={}, blind=at(6)) == "open"
+    shared = verdict(scratch=at(3, 3, 9, 9, 9), blind=at(2, 2))
+    assert shared == "proves nothing: blind 10.0 points below the best"
+    assert verdict(scratch=at(3), supervised=at(9), blind=at(2)).startswith("proves nothing: blind 10.0")
 
 
 def test_a_unit_waits_for_its_stage_and_for_what_it_goes_on_from():
@@ -114,3 +151,159 @@ def test_what_was_not_run_stays_open_in_the_table_of_perturbations():
     rows[1]["success %"] = 20.0
     told = libero_robustness.heat(rows)
     assert "| camera | ░░░ 20% | not run | not run |" in told
+
+
+# The scripts, as people call them.
+
+
+@pytest.fixture
+def called(tmp_path, monkeypatch):
+    """A study's script with its options; --out and --work in tmp_path."""
+    monkeypatch.setattr(libero_gpu.libero_assets, "check_ready", lambda: None)
+    for out in ("out", "out-quick"):
+        (tmp_path / out).mkdir()
+    speeds = libero_gpu.Speeds(0.2, 0.1, 0.01, "a machine")
+    (tmp_path / "out/speeds.json").write_text(json.dumps(vars(speeds)))
+
+    def call(name, *options):
+        script = importlib.import_module(name)
+        folders = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *folders, *options])
+        with pytest.raises(SystemExit) as stop:
+            harness.answer(script.main, script.Args)
+        assert stop.value.code is None
+
+    return call
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_prints_its_plan_and_its_open_table(name, called, tmp_path, capsys):
+    called(name, "--plan")
+    *lines, left = capsys.readouterr().out.splitlines()
+    assert len(lines) > 50 and "core-hours left" in left
+    assert not (tmp_path / "work").exists(), "a plan makes nothing"
+    called(name, "--table")
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert {target["met"] for target in result["targets"]} == {None}, "nothing was run"
+
+
+@pytest.mark.parametrize("name", STUDIES[:2])
+def test_a_quick_study_shares_nothing_with_a_full_one(name, called, tmp_path, monkeypatch, capsys):
+    for study in (label_efficiency.Study, LiberoStudy):
+        monkeypatch.setattr(study, "pretraining", lambda self, start: self.work / f"pretrain-{start}")
+    monkeypatch.setattr(label_efficiency, "make_pretraining", lambda study, start: {})
+    monkeypatch.setattr(LiberoStudy, "pretraining_slice", lambda study, start, last: {})
+    called(name, "--quick", "--only", "pretrain/inverse-kl*")
+    done = sorted(path.name for path in (tmp_path / "out-quick/units").iterdir())
+    assert done and not (tmp_path / "out/units").exists()
+    capsys.readouterr()
+    called(name, "--plan", "--only", "pretrain/inverse-kl*")
+    assert "done" not in capsys.readouterr().out
+
+
+def test_a_unit_of_the_published_setting_says_how_it_is_made_again(called, tmp_path, monkeypatch):
+    monkeypatch.setattr(libero_gpu.GpuStudy, "store", lambda study, suite: tmp_path)
+    called("libero_gpu", "--only", "data/libero_goal", "--datasets", "HERE", "--workers", "3")
+    made = json.loads((tmp_path / "out/units/data__libero_goal.json").read_text())
+    assert "--recipe lawm --seeds 3 --workers 3 --datasets HERE --only" in made["versions"]["command"]
+
+
+def test_the_published_setting_learns_from_what_a_store_does_not_hold_out(called, tmp_path, capsys):
+    called("libero_gpu", "--plan", "--datasets", "HERE")
+    names = capsys.readouterr().out
+    assert all(f"n{n}/libero_10/scratch/2" in names for n in (45, 10, 5)) and "n50/" not in names
+    called("libero_gpu", "--plan")
+    assert "n50/libero_10/scratch/2" in capsys.readouterr().out
+
+
+ONCE = """
+import sys, time
+from pathlib import Path
+from study import QUICK, Study
+
+def do():
+    with (work / "made").open("a") as file:
+        file.write("once ")
+    time.sleep(0.5)
+
+work = Path(sys.argv[1])
+Study(work, work, QUICK).once("thing", do)
+"""
+
+
+def test_units_side_by_side_make_what_both_need_once(tmp_path):
+    code = [sys.executable, "-c", ONCE, str(tmp_path)]
+    places = {"PYTHONPATH": ":".join([str(Path(campaign.__file__).parent), *filter(None, sys.path)])}
+    both = [subprocess.Popen(code, env=places | {"PATH": ""}) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert (tmp_path / "made").read_text() == "once " and (tmp_path / "thing.done").exists()
+
+
+def test_label_free_pretraining_reads_no_command(study, tmp_path, monkeypatch):
+    store = made_store(tmp_path / "store", size=64)
+    asked = []
+    monkeypatch.setattr(LiberoStudy, "pool", lambda self, part: store)
+    monkeypatch.setattr(libero_units, "pretrain", lambda cfg, *args, **more: asked.append(cfg))
+    monkeypatch.setattr(libero_units, "to_its_end", lambda result: None)
+    study._pretrain("inverse-kl", tmp_path / "run")
+
+    def read(*args):
+        raise AssertionError("a command was read")
+
+    for name in ("actions", "state"):
+        monkeypatch.setattr(EpisodeStore, name, read)
+    monkeypatch.setenv("LAWM_CACHE", str(tmp_path / "cache"))
+    assert len(ClipDataset(store, clip_config(asked[0])))
+    with pytest.raises(AssertionError, match="a command was read"):  # that it would be noticed
+        ClipDataset(store, replace(clip_config(asked[0]), trim_still=True))
+
+
+# Protocols ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lite_policy(monkeypatch):
+    """An untrained policy that learnt from `lawm collect`: lite images."""
+    policy = panda_policy(CONFIG)
+    policy.robot = {**policy.robot, "visuals": "lite"}
+    monkeypatch.setattr(libero_protocols, "load_policy", lambda run: policy)
+    return policy
+
+
+def protocols(tmp_path, monkeypatch, played):
+    monkeypatch.setattr(libero_protocols, "play", played)
+    libero_protocols.main(libero_protocols.Args("RUN", "libero_goal", tmp_path / "out", quick=True))
+    return json.loads((tmp_path / "out/result.json").read_text())
+
+
+def test_presets_draw_images_as_the_policy_learnt_from(tmp_path, monkeypatch, lite_policy):
+    grids = []
+    lost = {"success %": None}  # each episode of a way may end in an error
+
+    def played(grid, base, than):
+        grids.append(grid)
+        if base is None or len(grids) == 2:
+            return lost
+        return {"minus as it learnt, points": 5.0 - len(grids)}
+
+    result = protocols(tmp_path, monkeypatch, played)
+    assert {grid.suite.partition("@")[2] for grid in grids} == {
+        f"{preset}+lite" for preset in libero_protocols.PRESETS
+    }
+    assert result["targets"][0]["value"] == 3.0 and "lite images" in result["notes"]
+    lite_policy.robot["flip"] = "rotate_180"
+    with pytest.raises(UserError, match="not turned"):
+        protocols(tmp_path, monkeypatch, played)
+
+
+def test_where_every_episode_is_an_error_nothing_is_measured(tmp_path, monkeypatch, lite_policy):
+    result = protocols(tmp_path, monkeypatch, lambda grid, base, than: {"success %": None})
+    assert result["targets"][0]["met"] is None
+
+
+@pytest.mark.libero
+@pytest.mark.slow
+def test_a_policy_of_lite_images_belongs_to_every_preset(lite_policy):
+    for way in libero_protocols.ways()[:4]:
+        policy = getattr(libero_protocols, way.factory.partition(":")[2])("RUN")
+        check_match(libero_suite(f"libero_goal@{way.preset}+lite"), policy)

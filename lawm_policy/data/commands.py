@@ -31,7 +31,9 @@ def joint_card(card: dict[str, Any] | None, where: object) -> dict[str, Any]:
 
 
 def joint_commands(card: dict[str, Any], state_TP: np.ndarray, action_TA: np.ndarray) -> np.ndarray:
-    """(T, J + 1) absolute joint targets and the gripper's command. At the end the arm holds still."""
+    """(T, J + 1) absolute joint targets and the gripper's command. Where the last command led nobody saw: the
+    arm goes on as it moved (many episodes succeed, and end, in mid-movement)."""
     joints_TJ = state_TP[:, card["joints"]["at"]]
-    target_TJ = np.concatenate([joints_TJ[1:], joints_TJ[-1:]])
+    beyond_1J = 2 * joints_TJ[-1:] - joints_TJ[-2:][:1]
+    target_TJ = np.concatenate([joints_TJ[1:], beyond_1J])
     return np.concatenate([target_TJ, action_TA[:, -1:]], axis=1)

@@ -166,7 +166,6 @@ class Rollout:
     state_TP: np.ndarray
     action_TA: np.ndarray  # what the expert wanted: the labels
     executed_TA: np.ndarray  # with the deviations: replaying these re-creates the episode
-    joint_TA: np.ndarray  # where the joints were after each step, and the gripper's command
     text: str
     task: str
     success: bool
@@ -192,7 +191,7 @@ def rollout(
     observation, _ = env.reset(seed=seed, options={"init_state": init_state})
     expert = Expert(env, Scene(env._sim), rng, chosen)
     frames: dict[str, list[np.ndarray]] = {camera: [] for camera in env.cameras}
-    states, wanted, executed, reached = [], [], [], []
+    states, wanted, executed = [], [], []
     try:
         for step, _ in zip(range(limit or longest(env)), expert.perform(), strict=False):
             if step % frame_stride == 0:
@@ -203,7 +202,6 @@ def rollout(
             executed.append(expert.executed())
             env.render_now = asked and (step + 1) % frame_stride == 0
             observation, _, done, _, _ = env.step(executed[-1])
-            reached.append(env.joints())
             if done:
                 break
     finally:
@@ -214,7 +212,6 @@ def rollout(
         state_TP=np.array(states, np.float32).reshape(len(action_TA), -1),
         action_TA=action_TA,
         executed_TA=np.array(executed, np.float32).reshape(-1, 7),
-        joint_TA=np.column_stack([np.array(reached, np.float32).reshape(-1, 7), action_TA[:, -1]]),
         text=env.instruction,
         task=env.task,
         success=env.success,

@@ -169,7 +169,10 @@ def test_hand_commands_are_read_as_joint_commands(tmp_path):
     assert card == panda_card("joint", ("front", "wrist"), "none")
     commands = joint_commands(card, store.state(0), store.actions(0))
     np.testing.assert_array_equal(commands[:-1, :7], store.state(0)[1:, 8:])
+    before, last = store.state(0)[-2:, 8:]
+    np.testing.assert_allclose(commands[-1, :7], last + (last - before), atol=1e-6)
     np.testing.assert_array_equal(commands[:, 7], store.actions(0)[:, 6])
+    assert len(joint_commands(card, store.state(0)[:1], store.actions(0)[:1])) == 1
     demos = DemoDataset(
         tmp_path / "store", DemoConfig(size=32, command="joint", chunk=2), cache_dir=tmp_path / "cache"
     )

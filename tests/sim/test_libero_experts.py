@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from libero_scripts import replay
 
+from lawm_policy.data.commands import joint_commands
 from lawm_policy.sim.libero_grasps import find_grasps, find_spots, hand_under, lower_side, nearest, rim_before
 from lawm_policy.sim.libero_hand import RIM, Pose, Style, pointing_down, rotation_between, turned_by
 from lawm_policy.sim.libero_leans import leaned_places
@@ -277,4 +278,6 @@ def test_an_episode_repeats_and_can_be_replayed():
     assert np.abs(one.executed_TA - one.action_TA).max() > 0  # it strays, and the labels do not
     assert replay(env, 3, one.executed_TA) == (True, len(one.executed_TA))
     joint = LiberoEnv("libero_goal-8", command="joint", images=False)
-    assert replay(joint, 3, one.joint_TA)[0]
+    learnt_TA = joint_commands(env.robot_card(), one.state_TP, one.action_TA)
+    held_TA = np.concatenate([learnt_TA, np.repeat(learnt_TA[-1:], 12, axis=0)])
+    assert replay(joint, 3, held_TA)[0], "joint commands as policies learn them"

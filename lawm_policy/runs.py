@@ -169,7 +169,8 @@ def versions(
 
 
 def commit() -> str | None:
-    """The commit of the clone this runs from (`+` where files differ from it), None when installed."""
+    """The commit of the clone this runs from (`+` where its files differ, other than results of benchmarks),
+    None when installed."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists() or shutil.which("git") is None:
         return None
@@ -177,9 +178,8 @@ def commit() -> str | None:
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     if head.returncode:  # a repository without a commit
         return None
-    dirty = subprocess.run(
-        [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
-    )
+    code = ["--untracked-files=no", "--", ".", ":!benchmarks/results"]
+    dirty = subprocess.run([*git, "status", "--porcelain", *code], capture_output=True, text=True)
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 

@@ -177,7 +177,8 @@ def _task_table(
         if n is None or not n["episodes"]:
             return "–" if n is None or not n["errors"] else f"–{html.small(_errors(n))}"
         told = [f"{n['successes']}/{n['episodes']}", span(n["low"], n["high"])]
-        return percent(n["rate"]) + html.small(*told, *([_errors(n)] if n["errors"] else []))
+        said = percent(n["rate"]) + html.small(*told, *([_errors(n)] if n["errors"] else []))
+        return f'<span class="heat" style="--share:{100 * n["rate"]:.0f}%">{said}</span>'
 
     def difference(n: dict[str, Any] | None) -> list[str]:
         if not compared:
@@ -205,7 +206,7 @@ def _task_table(
         for key, name in (("seen", "seen in pretraining"), ("held_out", "held out of pretraining *")):
             rows.append([name, *(cell(n[key]) for n in numbers), *([""] if compared else [])])
     rows.append(["all", *(cell(n["all"]) for n in numbers), *difference(compared)])
-    note = "Per task: successes, 95% interval" + (" (* held out of pretraining)" if held_out else "")
+    note = "Per task, the darker the more often: successes, 95% interval" + (" (* held out of pretraining)" if held_out else "")
     return html.table(note, head, rows, totals=len(rows) - len(tasks))
 
 

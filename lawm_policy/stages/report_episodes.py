@@ -1,4 +1,4 @@
-"""The report's episodes: rates as a heat map, each episode as a mark, failures as strips of their films."""
+"""The report's episodes: each as a mark, failures as strips of their films."""
 
 from __future__ import annotations
 
@@ -15,37 +15,15 @@ from lawm_policy.stages.report_page import esc, percent
 from lawm_policy.stages.report_sources import MP4, Evaluation, embed
 from lawm_policy.types import UserError
 
-MAPPED = 3  # evaluations from which on a heat map says more than the table
 MOST_MARKED, MOST_MARKS = 4, 6000  # evaluations and episodes of which each has a mark
 FRAMES, HEIGHT = 6, 96  # of a strip
 STRIPS = 6
 
 
 def section(evaluations: Sequence[Evaluation]) -> str:
-    """Where each policy succeeds: task by task, then start by start."""
-    parts = [_heat_map(evaluations)] if len(evaluations) >= MAPPED else []
+    """Where each policy succeeds, start by start."""
     marked = 0 < len(evaluations) <= MOST_MARKED and sum(len(e.records) for e in evaluations) <= MOST_MARKS
-    if marked:
-        parts.append(_marks(evaluations))
-    return "".join(parts)
-
-
-def _heat_map(evaluations: Sequence[Evaluation]) -> str:
-    tasks = _tasks(evaluations)
-    counted = [protocol.summarize(e.records, ())["tasks"] for e in evaluations]
-
-    def cell(task: str, found: dict[str, dict[str, float]]) -> str:
-        n = found.get(task)
-        if n is None or n["rate"] is None:
-            return "–"
-        told = f"{n['successes']} of {n['episodes']}"
-        shade = f"--share:{100 * n['rate']:.0f}%"
-        return f'<span class="heat" style="{shade}" title="{told}">{percent(n["rate"])}</span>'
-
-    rows = [[esc(_words(task)), *(cell(task, found) for found in counted)] for task in tasks]
-    return html.table(
-        "Success by task, the darker the more often", ["Task", *(e.name for e in evaluations)], rows
-    )
+    return _marks(evaluations) if marked else ""
 
 
 def _marks(evaluations: Sequence[Evaluation]) -> str:

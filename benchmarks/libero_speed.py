@@ -25,11 +25,14 @@ import numpy as np
 from harness import Target, answer, interval_of_median, write_result
 
 from lawm_policy.sim import libero_assets
+from lawm_policy.sim.libero_control import SUBSTEPS
+from lawm_policy.sim.libero_protocol import task_names
 
 EXECUTE, PIXELS, SETTLE, LIMIT = 8, 128, 5, 300
 PROTOCOL = "lawm"
 SIDES = ("LIBERO's own", "exact", "lite")
 RAW = "raw.json"
+TURN, KEPT = 5, 2  # while memory is watched: episodes before the next of four tasks, and models that stay
 CUT = 4  # in one episode of so many the commands end halfway, and the episode runs to its limit
 
 
@@ -45,8 +48,6 @@ class Args:
     """played one after the other"""
     episodes: int = 12
     """a task"""
-    resume: bool = False
-    """keep the episodes that raw.json in --out holds, and measure the parts alone"""
     memory: int = 200
     """episodes on one worker while its memory is watched"""
 
@@ -145,12 +146,18 @@ class Ordinary(Player):
         return _told(success, steps, env.sim.get_state().flatten(), self.policy, reset)
 
     def parts(self) -> dict[str, float]:
-        """Milliseconds of a control step without images, and of one image."""
+        """Milliseconds of a control step without images, of MuJoCo's part in it, and of one image."""
+        self.env.set_init_state(self.states_NS[0])
         both = _milliseconds(lambda: self.env.step(np.zeros(7)), 16)
         for name in ("agentview_image", "robot0_eye_in_hand_image"):
             self.env.env.modify_observable(name, "enabled", False)
         step = _milliseconds(lambda: self.env.step(np.zeros(7)), 16)
-        return {"step": step, "image": (both - step) / 2}
+        sim = self.env.sim
+        return {
+            "step": step,
+            "physics": physics(sim.model._model, sim.data._data),
+            "image": (both - step) / 2,
+        }
 
 
 class Ours(Player):
@@ -186,6 +193,7 @@ class Ours(Player):
         still = np.array([0, 0, 0, 0, 0, 0, -1.0])
         return {
             "step": _milliseconds(lambda: env.step(still), 40),
+            "physics": physics(env.data.model, env.data),
             "image": _milliseconds(lambda: [self.env._image(camera) for camera in self.env.cameras], 16) / 2,
         }
 
@@ -204,14 +212,17 @@ class Ours(Player):
             env.close()
         return found
 
-    def memory(self, tasks: tuple[str, ...], episodes: int) -> list[float]:
-        """Resident megabytes after each of many episodes, tasks in turn, on one environment of a suite."""
+    def memory(self, suite: str, episodes: int) -> list[float]:
+        """Resident megabytes after each of many episodes on one environment of a suite. More tasks take
+        turns than compiled models stay."""
         from lawm_policy.sim.libero_suite import LiberoSuiteEnv
 
-        env = LiberoSuiteEnv(tasks[0].rpartition("-")[0], protocol=self.protocol, size=PIXELS)
+        tasks = task_names(suite)[: 2 * KEPT]
+        env = LiberoSuiteEnv(suite, protocol=self.protocol, kept=KEPT, size=PIXELS)
         page, found = os.sysconf("SC_PAGE_SIZE"), []
         for episode in range(episodes):
-            env.reset(options={"task": tasks[episode % len(tasks)], "init_state": episode % 50})
+            task = tasks[episode // TURN % len(tasks)]
+            env.reset(options={"task": task, "init_state": episode % 50})
             for k in range(2 * EXECUTE):
                 env.render_now = k % EXECUTE == EXECUTE - 1
                 env.step(np.array([0, 0, -0.3, 0, 0, 0, -1.0]))
@@ -229,6 +240,21 @@ def _told(success: Any, steps: int, state_S: np.ndarray, policy: Policy, reset: 
         "policy": policy.seconds,
         "reset": reset,
     }
+
+
+def physics(model: Any, data: Any) -> float:
+    """Milliseconds of MuJoCo alone in a control step: as many substeps from this state, nobody controlling."""
+    import mujoco
+
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    here_S = np.empty(mujoco.mj_stateSize(model, kind))
+    mujoco.mj_getState(model, data, here_S, kind)
+
+    def step() -> None:
+        mujoco.mj_setState(model, data, here_S, kind)
+        mujoco.mj_step(model, data, SUBSTEPS)
+
+    return _milliseconds(step, 40)
 
 
 def _milliseconds(work: Callable[[], object], times: int) -> float:
@@ -272,12 +298,9 @@ def main(args: Args) -> None:
     libero_assets.check_ready()
     tasks, episodes = (args.tasks[:1], 2) if args.quick else (args.tasks, args.episodes)
     core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    kept = json.loads((args.out / RAW).read_text()) if args.resume else None
-    commands: dict[tuple[str, int], np.ndarray] = {}
-    if kept is None:
-        recorder = Side(SIDES[-1], core)  # a process apart: it makes, and so warms, the same environments
-        commands = recorder.do("record", tasks, episodes)[1]
-        recorder.close()
+    recorder = Side(SIDES[-1], core)  # a process apart: it makes, and so warms, the same environments
+    commands = recorder.do("record", tasks, episodes)[1]
+    recorder.close()
     sides = [Side(name, core) for name in SIDES]
     made: dict[str, list[float]] = {name: [] for name in SIDES}
     played: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
@@ -285,18 +308,15 @@ def main(args: Args) -> None:
     for task in tasks:
         for side in sides:
             made[side.name].append(side.do("make", task)[0])
-        for state in range(episodes if kept is None else 0):
+        for state in range(episodes):
             for k in range(len(sides)):  # who is first changes
                 side = sides[(k + state) % len(sides)]
                 seconds, found = side.do("play", state, commands[task, state])
                 played[side.name].append({"task": task, "state": state, "seconds": seconds, **found})
         for side in sides:
             parts[side.name].append(side.do("parts")[1])
-    same = tuple(t for t in tasks if t.startswith(tasks[0].rpartition("-")[0]))
-    if kept is None:
-        megabytes = sides[-1].do("memory", same, 20 if args.quick else args.memory)[1]
-    else:
-        made, played, megabytes = kept["made"], kept["played"], kept["megabytes"]
+    suite = tasks[0].rpartition("-")[0]
+    megabytes = sides[-1].do("memory", suite, 20 if args.quick else args.memory)[1]
     for side in sides:
         side.close()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -312,9 +332,11 @@ def main(args: Args) -> None:
         targets=targets,
         notes=f"{len(tasks)} tasks ({', '.join(tasks)}), {episodes} stored states each, chunks of {EXECUTE} "
         f"executed, two cameras at {PIXELS} px, limit {LIMIT}. Making the environment counts, once a task. A "
-        "ratio's interval is that of the median of the ratios of single episodes. `ladder` takes one change "
-        "after the other from LIBERO's way to ours, computed from the measured parts for an episode of mean "
-        f"length. LIBERO: {', '.join(f'{k} {v}' for k, v in libero_assets.versions().items())}, assets "
+        "ratio's interval is that of the median of the ratios of single episodes. Where an episode's time "
+        "goes: policy and reset as timed in it, the rest from the measured parts. Memory is watched while "
+        f"{2 * KEPT} tasks take turns and {KEPT} compiled models stay. `ladder` takes one change after the "
+        "other from LIBERO's way to ours, computed from the measured parts for an episode of mean length. "
+        f"LIBERO: {', '.join(f'{k} {v}' for k, v in libero_assets.versions().items())}, assets "
         f"{libero_assets.described()['state']}.",
     )
 
@@ -336,9 +358,8 @@ def judge(
                 "s an episode": float(np.mean([e["seconds"] for e in episodes])),
                 "of it policy": float(np.mean([e["policy"] for e in episodes])),
                 "of it reset": float(np.mean([e["reset"] for e in episodes])),
+                **_steps_and_images(name, episodes, parts[name]),
                 "s to make": float(np.mean(made[name])),
-                "ms a step": float(np.mean([p["step"] for p in parts[name]])),
-                "ms an image": float(np.mean([p["image"] for p in parts[name]])),
                 "successes": sum(e["success"] for e in episodes),
             }
         )
@@ -358,6 +379,22 @@ def judge(
     targets.append(Target(f"memory's growth over {len(megabytes)} episodes, MB", "<= 20", growth))
     steps = float(np.mean([e["steps"] for e in played[SIDES[0]]]))
     return rows + _ladder(rows[0], rows[1], rows[2], steps), targets
+
+
+def _steps_and_images(
+    name: str, episodes: list[dict[str, Any]], parts: list[dict[str, float]]
+) -> dict[str, float]:
+    """Milliseconds of the parts, and the seconds that they are of an episode."""
+    step, physical, image = (float(np.mean([p[key] for p in parts])) for key in ("step", "physics", "image"))
+    steps = float(np.mean([e["steps"] for e in episodes]))
+    looks = steps if name == SIDES[0] else float(np.mean([np.ceil(e["steps"] / EXECUTE) for e in episodes]))
+    return {
+        "of it physics": steps * physical / 1e3,
+        "of it controller": steps * (step - physical) / 1e3,
+        "of it images": 2 * looks * image / 1e3,
+        "ms a step": step,
+        "ms an image": image,
+    }
 
 
 def _ladder(

@@ -1,6 +1,6 @@
 """The published setting, for a machine with a GPU: pretraining on LIBERO-90 without labels, then 50
 demonstrations a task (and 10, and 5) and 500 episodes in each of four suites, at 128 px, with and without
-pretraining.
+pretraining; beside them a policy without images and one without the instruction.
 
     python benchmarks/libero_gpu.py --plan                       units, seconds a step here, predicted hours
     python benchmarks/libero_gpu.py --out DIR --datasets LIBERO  with the official HDF5 files below LIBERO
@@ -81,11 +81,17 @@ class Args(StudyArgs):
     recipe: str = "lawm"
     """which pretraining"""
     datasets: Path | None = None
-    """the official demonstrations: a folder with libero_90, libero_spatial, ... (left out: experts')"""
+    """the official demonstrations: a folder with libero_90, libero_spatial, ... (left out: experts'); what is
+    learnt from them lies in OUT-official and WORK-official"""
     seeds: int = 3
     """policies of each kind"""
     workers: int = os.cpu_count() or 1
     """processes that simulate"""
+
+    @property
+    def folders(self) -> tuple[Path, Path]:
+        out, work = super().folders
+        return (out, work) if self.datasets is None else (Path(f"{out}-official"), Path(f"{work}-official"))
 
 
 @dataclass(frozen=True)
@@ -159,8 +165,13 @@ class GpuStudy(Campaign):
         return cell | fitted.told | {"successes": played(grid)}
 
 
-def arms(recipe: str) -> tuple[Arm, ...]:
-    return (Arm(recipe, "label-free LIBERO-90 first", recipe), Arm("scratch", "no pretraining"))
+def arms(recipe: str, seeds: int) -> tuple[Arm, ...]:
+    return (
+        Arm(recipe, "label-free LIBERO-90 first", recipe, seeds=seeds),
+        Arm("scratch", "no pretraining", seeds=seeds),
+        Arm("blind", "no images", overrides=(("policy.sees", "false"),), seeds=1),
+        Arm("no-language", "no instruction", overrides=(("policy.hears", "false"),), seeds=1),
+    )
 
 
 def units(study: GpuStudy, speeds: Speeds) -> Iterator[Unit]:
@@ -177,7 +188,7 @@ def units(study: GpuStudy, speeds: Speeds) -> Iterator[Unit]:
         fit = int(dict(study.finetune_overrides(n))["train.steps"]) * speeds.finetune_step / 60
         for seed in range(study.args.seeds):
             for suite in SUITES:
-                for arm in arms(study.args.recipe):
+                for arm in (a for a in arms(study.args.recipe, study.args.seeds) if seed < a.seeds):
                     cell = partial(study.cell, arm, suite, n, seed)
                     yield Unit(f"n{n}/{suite}/{arm.name}/{seed}", fit + play, cell)
 
@@ -246,11 +257,11 @@ def table(study: GpuStudy, speeds: Speeds | None, seconds: float) -> None:
         found = {s: study.result(f"n{n}/{suite}/{arm}/{s}") for s in range(study.args.seeds)}
         return {seed: f for seed, f in found.items() if f is not None}
 
-    for n, suite, arm in product(study.ns, SUITES, arms(study.args.recipe)):
+    for n, suite, arm in product(study.ns, SUITES, arms(study.args.recipe, study.args.seeds)):
         there, base = results(arm.name, suite, n), results("scratch", suite, n)
         row = {"n": n, "suite": suite, "arm": arm.name, "says": arm.says, "seeds": len(there)}
         if there:
-            row |= compared(there, base if arm.start else None)
+            row |= compared(there, base if arm.name != "scratch" else None)
             rates = [100 * rate(found) for found in there.values()]
             means.setdefault((arm.name, n), []).append(float(np.mean(rates)))
         rows.append(row if there else row | {"mean": "not run"})

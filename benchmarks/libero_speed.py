@@ -243,7 +243,7 @@ def _told(success: Any, steps: int, state_S: np.ndarray, policy: Policy, reset: 
 
 
 def physics(model: Any, data: Any) -> float:
-    """Milliseconds of MuJoCo alone in a control step: as many substeps from this state, nobody controlling."""
+    """Milliseconds of MuJoCo alone in a control step: as many substeps from here, nobody controlling."""
     import mujoco
 
     kind = mujoco.mjtState.mjSTATE_INTEGRATION

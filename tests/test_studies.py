@@ -160,10 +160,10 @@ def test_what_was_not_run_stays_open_in_the_table_of_perturbations():
 def called(tmp_path, monkeypatch):
     """A study's script with its options; --out and --work in tmp_path."""
     monkeypatch.setattr(libero_gpu.libero_assets, "check_ready", lambda: None)
-    for out in ("out", "out-quick"):
-        (tmp_path / out).mkdir()
     speeds = libero_gpu.Speeds(0.2, 0.1, 0.01, "a machine")
-    (tmp_path / "out/speeds.json").write_text(json.dumps(vars(speeds)))
+    for out in ("out", "out-quick", "out-official"):
+        (tmp_path / out).mkdir()
+        (tmp_path / out / "speeds.json").write_text(json.dumps(vars(speeds)))
 
     def call(name, *options):
         script = importlib.import_module(name)
@@ -204,7 +204,7 @@ def test_a_quick_study_shares_nothing_with_a_full_one(name, called, tmp_path, mo
 def test_a_unit_of_the_published_setting_says_how_it_is_made_again(called, tmp_path, monkeypatch):
     monkeypatch.setattr(libero_gpu.GpuStudy, "store", lambda study, suite: tmp_path)
     called("libero_gpu", "--only", "data/libero_goal", "--datasets", "HERE", "--workers", "3")
-    made = json.loads((tmp_path / "out/units/data__libero_goal.json").read_text())
+    made = json.loads((tmp_path / "out-official/units/data__libero_goal.json").read_text())
     assert "--recipe lawm --seeds 3 --workers 3 --datasets HERE --only" in made["versions"]["command"]
 
 

@@ -13,7 +13,7 @@ JOINTS = tuple(f"joint{k}" for k in range(1, 8))
 HAND = ("eef_x", "eef_y", "eef_z", "eef_ax", "eef_ay", "eef_az", "finger1", "finger2")
 STATE = (*HAND, *JOINTS)
 JOINTS_AT = tuple(range(len(HAND), len(STATE)))
-JOINT_KP = 900.0  # 1/s^2: an arm that follows its targets as position-controlled arms do (30 rad/s)
+JOINT_KP = 2500.0  # 1/s^2: an arm that follows its targets as position-controlled arms do (50 rad/s)
 JOINT_CONTROLLER = f"joint PD, {JOINT_KP:g}/s^2, critically damped"
 JOINT_LIMITS = (
     (-2.8973, 2.8973),

@@ -206,7 +206,8 @@ def _task_table(
         for key, name in (("seen", "seen in pretraining"), ("held_out", "held out of pretraining *")):
             rows.append([name, *(cell(n[key]) for n in numbers), *([""] if compared else [])])
     rows.append(["all", *(cell(n["all"]) for n in numbers), *difference(compared)])
-    note = "Per task, the darker the more often: successes, 95% interval" + (" (* held out of pretraining)" if held_out else "")
+    note = "Per task, the darker the more often: successes, 95% interval"
+    note += " (* held out of pretraining)" if held_out else ""
     return html.table(note, head, rows, totals=len(rows) - len(tasks))
 
 

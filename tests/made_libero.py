@@ -100,6 +100,7 @@ def hostile_demos():
         "text": (lambda d: put(d, "actions", [b"a"]), "expected rows of 7 numbers"),
         "group": (lambda d: (drop(d, "actions"), d.create_group("actions")), "actions is not a dataset"),
         "short": (lambda d: put(d, "actions", np.ones((9, 7))), "rows differ in number: 9 of actions"),
+        "short rewards": (lambda d: put(d, "rewards", np.ones(9)), "9 of rewards"),
         "float images": (lambda d: put(d, "obs/agentview_rgb", np.ones((14, 8, 8, 3))), "uint8"),
         "still": (lambda d: put(d, "actions", np.zeros((14, 7))), "nothing moves"),
     }

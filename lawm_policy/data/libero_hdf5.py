@@ -29,6 +29,8 @@ from lawm_policy.types import UserError
 
 SUFFIXES = (".hdf5", ".h5")
 CAMERAS = {"front": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
+# What says nothing new (the hand again, whether it is over), or where time stands; there may be none.
+BESIDE = ("states", "robot_states", "rewards", "dones")
 LONGEST, WIDEST, LARGEST = 20_000, 4096, 2048  # rows, numbers a row, pixels: far beyond any of LIBERO's
 MOST_BYTES = 2**30  # of one dataset, however little of it is stored
 STILL = 1e-3  # of a command's range
@@ -139,7 +141,9 @@ def _read(demo: h5py.Group) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarr
     joints_T7 = _numbers(seen, "joint_states", 7)
     state_TP = np.concatenate([hand_T6, _numbers(seen, "gripper_states", 2), joints_T7], axis=1)
     images = {camera: _images(seen, key) for camera, key in CAMERAS.items()}
-    lengths = {"actions": len(action_TA), "states": len(state_TP)} | {n: len(i) for n, i in images.items()}
+    lengths = {"actions": len(action_TA), "observations": len(state_TP)}
+    lengths |= {n: len(i) for n, i in images.items()}
+    lengths |= {name: len(_dataset(demo, name)) for name in BESIDE if name in demo}
     if len(set(lengths.values())) > 1:
         raise Unusable(f"rows differ in number: {', '.join(f'{k} of {n}' for n, k in lengths.items())}")
     if seen_after(demo, joints_T7):

@@ -33,7 +33,7 @@ Cells = Mapping[str, Mapping[int, Any]]  # arm -> seed -> what was found
 
 PILOT_NS, QUICK_NS = (1, 3, 5, 10), (1,)
 BAND = (25.0, 60.0)  # percent, of scratch
-SEEDS = 5
+SEEDS, CONTROLS = 5, 3  # draws of what is compared, and of the policies beside it that lack something
 BLIND_MARGIN = 20.0  # points by which the best has to be better than a policy without eyes
 BESIDE = ("supervised", "blind", "no-language")  # what is never the best: headroom and controls
 FIFTY_GOALS = {"libero_object": ">= 98", "libero_spatial": ">= 95", "libero_goal": ">= 90"}
@@ -56,7 +56,7 @@ class Args(StudyArgs):
 
 
 def arms(recipe: str) -> tuple[Arm, ...]:
-    beside: dict[str, Any] = {"settings_of": "scratch", "seeds": SEEDS}
+    beside: dict[str, Any] = {"settings_of": "scratch", "seeds": CONTROLS}
     return (
         Arm("scratch", "no pretraining", seeds=SEEDS),
         Arm(recipe, "frames and captions first", recipe, seeds=SEEDS),

@@ -106,12 +106,12 @@ class InverseSource(nn.Module):
         watched = self.watched(clip)
         features = self.inverse.features(watched)
         z_BTZ, losses = self.inverse.bottleneck(features, watched)
-        return z_BTZ, losses | self.clone(self.say(clip), self.latents(clip, features))
+        return z_BTZ, losses | self.clone(self.say(clip), *self.latents(clip, features))
 
     def imitate(self, clip: Clip) -> Losses:
         """The policy clones an inverse model that has finished learning."""
         self.inverse.eval()  # z without noise, read off the frames as they are
-        return self.clone(self.say(clip), self.latents(clip, self.inverse.features(clip)))
+        return self.clone(self.say(clip), *self.latents(clip, self.inverse.features(clip)))
 
     def watched(self, clip: Clip) -> Clip:
         """The clips whose z the world model gets. Cloning is the cheap part and needs the most examples."""
@@ -119,20 +119,20 @@ class InverseSource(nn.Module):
         return clip.rows(slice(max(1, round(share * len(clip.text)))))
 
     @torch.no_grad()
-    def latents(self, clip: Clip, watched_BTD: Tensor) -> Tensor:
-        """z of all clips, to be cloned, from the features of those that are watched."""
+    def latents(self, clip: Clip, watched_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
+        """z of all clips and its spread, to be cloned, from the features of those that are watched."""
         rest = clip.rows(slice(len(watched_BTD), None))
         parts = [watched_BTD, self.inverse.features(rest)] if rest.text else [watched_BTD]
         return self.to_clone(torch.cat(parts))
 
-    def to_clone(self, features_BTD: Tensor) -> Tensor:
-        return self.inverse.bottleneck.mean(features_BTD)
+    def to_clone(self, features_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.inverse.bottleneck.mean(features_BTD), None
 
     def say(self, clip: Clip) -> ChunkMixture:
         return self.policy(clip.frames_BTVCHW[:, 0], clip.view_mask_BV, clip.text).mixture
 
-    def clone(self, said: ChunkMixture, z_BTZ: Tensor) -> Losses:
-        losses = said.cloning_losses(z_BTZ.detach())
+    def clone(self, said: ChunkMixture, z_BTZ: Tensor, spread_BTZ: Tensor | None = None) -> Losses:
+        losses = said.cloning_losses(z_BTZ.detach(), spread_BTZ)
         return {"clone": self.cfg.clone * losses["clone"], "choice": self.cfg.choice * losses["choice"]}
 
 
@@ -141,10 +141,10 @@ class VariationalSource(InverseSource):
         assert isinstance(self.inverse.bottleneck, KLBottleneck)
         return self.inverse.bottleneck.posterior(features_BTD)
 
-    def to_clone(self, features_BTD: Tensor) -> Tensor:
-        """A draw: cloning means alone, the prior would become too narrow for the posterior."""
+    def to_clone(self, features_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
+        """With its spread: cloning means alone, the prior would become too narrow for the posterior."""
         mean_BTZ, log_std_BTZ = self.posterior(features_BTD)
-        return mean_BTZ + log_std_BTZ.exp() * torch.randn_like(mean_BTZ) if self.training else mean_BTZ
+        return mean_BTZ, log_std_BTZ.exp()
 
     def forward(self, clip: Clip) -> tuple[Tensor, Losses]:
         watched = self.watched(clip)
@@ -153,7 +153,7 @@ class VariationalSource(InverseSource):
         noise_BTZ = torch.randn_like(mean_BTZ)
         z_BTZ = mean_BTZ + log_std_BTZ.exp() * noise_BTZ
         said = self.say(clip)
-        losses = self.clone(said, self.latents(clip, features))
+        losses = self.clone(said, *self.latents(clip, features))
 
         # Posterior to prior. The prior is held still, so that each side is pulled at its own rate.
         said = said.rows(slice(len(z_BTZ)))

@@ -35,20 +35,23 @@ class ChunkMixture:
     def take(self, component_B: Tensor) -> Tensor:
         return self.mean_BMKZ[torch.arange(len(component_B), device=component_B.device), component_B]
 
-    def component_log_prob(self, z_BKZ: Tensor) -> Tensor:
-        """(B, M): log density of a chunk under each component."""
+    def component_log_prob(self, z_BKZ: Tensor, spread_BKZ: Tensor | None = None) -> Tensor:
+        """(B, M): log density of a chunk under each component; with a spread, its mean over chunks that are
+        Gaussian about this one."""
         assert self.log_std_Z is not None, "only a head with a density can clone latents"
-        error = (z_BKZ[:, None] - self.mean_BMKZ) * (-self.log_std_Z).exp()
-        return -(0.5 * error.square() + self.log_std_Z + HALF_LOG_TAU).sum((2, 3))
+        error = (z_BKZ[:, None] - self.mean_BMKZ).square()
+        if spread_BKZ is not None:
+            error = error + spread_BKZ[:, None].square()
+        return -(0.5 * error * (-2 * self.log_std_Z).exp() + self.log_std_Z + HALF_LOG_TAU).sum((2, 3))
 
     def log_prob(self, z_BKZ: Tensor) -> Tensor:
         return torch.logsumexp(self.log_weight_BM + self.component_log_prob(z_BKZ), dim=1)
 
-    def cloning_losses(self, z_BKZ: Tensor, mask_BK: Tensor | None = None) -> dict[str, Tensor]:
+    def cloning_losses(self, z_BKZ: Tensor, spread_BKZ: Tensor | None = None) -> dict[str, Tensor]:
         """Expectation-maximisation form of the negative log-likelihood: per dimension for the chunks and
         per choice for the weights. Summed plainly, the chunk's many dimensions would drown the choice."""
         assert self.log_std_Z is not None
-        log_prob_BM = self.component_log_prob(z_BKZ)
+        log_prob_BM = self.component_log_prob(z_BKZ, spread_BKZ)
         share_BM = (self.log_weight_BM + log_prob_BM).softmax(1).detach()
         taught_BM = (1 - SPARE) * share_BM + SPARE / share_BM.shape[1]
         dimensions = z_BKZ.shape[1] * z_BKZ.shape[2]

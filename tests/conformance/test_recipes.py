@@ -51,7 +51,7 @@ def test_what_is_cloned_last_is_z_without_noise_or_disguise() -> None:
     cfg = tiny.RECIPES["inverse"]
     recipe = Recipe(replace(cfg, inverse=replace(cfg.inverse, disguise=True)))
     clip, said = tiny.clip(4), []
-    recipe.encoder.clone = lambda _, z_BTZ: said.append(z_BTZ) or {"clone": z_BTZ.sum()}
+    recipe.encoder.clone = lambda _, z_BTZ, __: said.append(z_BTZ) or {"clone": z_BTZ.sum()}
     recipe.enter("clone")
     recipe.train()(clip)
     assert torch.equal(said[0], recipe.eval().encoder.infer(clip)[0])

@@ -25,6 +25,13 @@ def test_log_prob_agrees_with_torch_distributions() -> None:
     torch.testing.assert_close(m.log_prob(z), expected)
 
 
+def test_a_spread_is_the_mean_over_draws() -> None:
+    torch.manual_seed(0)
+    m, z, spread = mixture(), torch.randn(4, 2, 3), torch.rand(4, 2, 3)
+    drawn = torch.stack([m.component_log_prob(z + spread * torch.randn_like(z)) for _ in range(20000)])
+    torch.testing.assert_close(m.component_log_prob(z, spread), drawn.mean(0), rtol=0.02, atol=0.1)
+
+
 def test_cloning_two_futures_keeps_both() -> None:
     """A head that regresses says the mean of two futures; the mixture says one of them."""
     torch.manual_seed(0)

@@ -70,7 +70,7 @@ def run(args: CollectArgs) -> int:
     say(
         f"{args.out}: {tally['kept']} episodes, {tally['steps'] / CONTROL_HZ / 60:.1f} minutes"
         + (f", {already} were there already" if already else "")
-        + f"; the expert failed {tally['failures']} times, {tally['given up']} scenes were given up"
+        + f"; the expert failed {tally['failures']} times, {tally['given up']} episodes were given up"
     )
     return 1 if errors else 0
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 EMBODIMENT = "panda"
 SIZES = (64, 128, 256)
+SCENES = 4  # of an episode: where the expert gives one up, or nobody could do the task, the next is tried
 KEPT = 2  # compiled tasks a worker holds, 90 MB each
 
 
@@ -59,10 +60,10 @@ def check(args: CollectArgs) -> list[Slot]:
             f"expected a protocol whose states are drawn (+fresh or +wide:3), found {args.protocol}: "
             "the stored states are what everybody tests on"
         )
-    if args.seed + args.episodes > SPLITS["val"]:
+    if args.seed + SCENES * args.episodes > SPLITS["val"]:
         raise UserError(
             f"expected seeds below {SPLITS['val']}, where validation begins, found {args.seed} and "
-            f"{args.episodes} episodes: lower --seed or --episodes"
+            f"{args.episodes} episodes, {SCENES} scenes each: lower --seed or --episodes"
         )
     return [
         Slot(EMBODIMENT, task, args.seed + k, EMBODIMENT)
@@ -102,16 +103,14 @@ def performer(args: CollectArgs, attempts: int) -> Callable[[Slot], tuple[Rollou
         return envs[task]
 
     def perform(slot: Slot) -> tuple[Rollout | None, int]:
-        env = env_of(slot.task)
-        with suppress(BrokenPremise):  # nobody could do the task from there
-            return tried(env, slot)
-        return None, 0
-
-    def tried(env: LiberoEnv, slot: Slot) -> tuple[Rollout | None, int]:
-        for attempt in range(attempts):
-            episode = rollout(env, slot.seed, attempt=attempt, frame_stride=stride)
-            if episode.success:
-                return episode, attempt
-        return None, attempts
+        env, failures = env_of(slot.task), 0
+        for scene in range(slot.seed, slot.seed + SCENES * args.episodes, args.episodes):  # nobody else's
+            with suppress(BrokenPremise):  # nobody could do the task from there
+                for attempt in range(attempts):
+                    episode = rollout(env, scene, attempt=attempt, frame_stride=stride)
+                    if episode.success:
+                        return episode, failures
+                    failures += 1
+        return None, failures
 
     return perform

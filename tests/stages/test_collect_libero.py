@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from lawm_policy.cli import main
 from lawm_policy.data.store import EpisodeStore
+from lawm_policy.sim import libero_experts
+from lawm_policy.sim.libero_premise import BrokenPremise
 from lawm_policy.sim.libero_robot import STATE, panda_card
 from lawm_policy.sim.protocol import SPLITS
-from lawm_policy.stages import collect
+from lawm_policy.stages import collect, collect_libero
 from lawm_policy.stages.collect import CollectArgs
 from lawm_policy.types import UserError
 
@@ -38,6 +41,27 @@ def test_mistakes_write_nothing(tmp_path, arguments, words):
     with pytest.raises(UserError, match=words):
         collect.run(ask(tmp_path / "out", **arguments))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scene_that_is_given_up_is_replaced_by_one_that_is_nobody_elses(tmp_path, monkeypatch):
+    """Of three episodes the second's first scene defeats the expert and its next is broken; the third has
+    four that defeat him."""
+    asked = collect_libero.resolved(ask(tmp_path, episodes=3, seed=10))
+    played = []
+
+    def rollout(env, scene, attempt, frame_stride):
+        played.append((scene, attempt))
+        if scene == 14:
+            raise BrokenPremise("it fell over")
+        return SimpleNamespace(success=scene in (10, 17), scene=scene)
+
+    monkeypatch.setattr(libero_experts, "rollout", rollout)
+    monkeypatch.setattr(collect_libero, "open_env", lambda args, task: task)
+    perform = collect_libero.performer(asked, attempts=2)
+    first, second, third = (perform(slot) for slot in collect_libero.check(asked))
+    assert (first[0].scene, first[1]) == (10, 0)
+    assert (second[0].scene, second[1]) == (17, 2)
+    assert third == (None, 8) and played[-1] == (21, 1), "four scenes, twice each"
 
 
 @pytest.fixture(scope="module")

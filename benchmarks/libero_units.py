@@ -79,10 +79,9 @@ class Sizes:
 
 HALVES = ("0-4", "5-9")
 THREE = ("libero_object", "libero_goal", "libero_spatial")
-NINETY = ("0-14", "15-29", "30-44", "45-59", "60-74", "75-89")
 FULL = Sizes(
     suites=THREE,
-    pool=(*parts("libero_90", NINETY, 3), *(p for suite in THREE for p in parts(suite, HALVES, 20))),
+    pool=tuple(part for suite in THREE for part in parts(suite, HALVES, 40)),
     demo_tasks=HALVES,
     demos=14,
     fifty_tasks=("0-1", "2-3", "4-5", "6-7", "8-9"),

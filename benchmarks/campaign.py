@@ -294,7 +294,7 @@ def work_through(
     stages: Sequence[str],
 ) -> bool:
     """Prints the plan, or runs what is missing of it; False where no table is to be made. `units` is asked
-    again when all are done: what was found may have decided on more."""
+    again after each (side by side: after all): what was found may have decided on more, or on fewer."""
     planned, left = _wanted(study, args, units)
     if args.plan:
         for unit in planned:
@@ -305,9 +305,10 @@ def work_through(
         return True
     if len(left) < len(planned) and not args.resume:
         raise SystemExit(f"{study.out} holds finished units: give --resume to keep them, or another --out")
+    torch.set_num_threads(1)
     while left:
         if args.jobs == 1:
-            _one_by_one(study, left)
+            _alone(study, left[0])
         else:
             _side_by_side(study, left, args, stages)
         left = _wanted(study, args, units)[1]
@@ -325,12 +326,10 @@ def _say(unit: Unit) -> None:
     print(f"{time.strftime('%H:%M')} {unit.name} (about {unit.minutes:.0f} minutes)", flush=True)
 
 
-def _one_by_one(study: Campaign, left: list[Unit]) -> None:
-    torch.set_num_threads(1)
-    for unit in left:
-        _say(unit)
-        started = time.time()
-        study.finish(unit.name, started, unit.work())
+def _alone(study: Campaign, unit: Unit) -> None:
+    _say(unit)
+    started = time.time()
+    study.finish(unit.name, started, unit.work())
 
 
 def _side_by_side(study: Campaign, left: list[Unit], args: StudyArgs, stages: Sequence[str]) -> None:

@@ -32,10 +32,13 @@ from lawm_policy.types import UserError
 STUDIES = ("label_efficiency", "libero_study", "libero_gpu")
 
 PILOT = {  # percent of 100
-    ("libero_object", 1): 50,
+    ("libero_object", 10): 98,
+    ("libero_object", 5): 95,
     ("libero_object", 3): 90,
-    ("libero_goal", 3): 20,
+    ("libero_object", 1): 50,
+    ("libero_goal", 10): 70,
     ("libero_goal", 5): 40,
+    ("libero_goal", 3): 20,
     ("libero_spatial", 10): 10,
 }
 
@@ -54,8 +57,8 @@ def write(study, unit, successes, **more):
 def pilot(study):
     for suite in FULL.suites:
         for n in libero_study.PILOT_NS:
-            won = PILOT.get((suite, n), 0)
-            write(study, f"pilot/{suite}/n{n}", {"t": "1" * won + "0" * (100 - won)})
+            if (won := PILOT.get((suite, n))) is not None:
+                write(study, f"pilot/{suite}/n{n}", {"t": "1" * won + "0" * (100 - won)})
 
 
 def test_the_pilot_chooses_where_scratch_is_neither_lost_nor_perfect(study):
@@ -70,12 +73,14 @@ def test_the_pilot_chooses_where_scratch_is_neither_lost_nor_perfect(study):
 
 
 def test_every_unit_is_short_and_known_beforehand(study):
-    """The plan before the pilot is as long as the one after it."""
+    """The plan before the pilot is as long as the one after it, but for what the pilot need not try."""
     args = libero_study.Args(plan=True)
     before = list(libero_study.units(study, args))
     pilot(study)
     after = list(libero_study.units(study, args))
-    assert [u.minutes for u in before] == [u.minutes for u in after]
+    lost = ("pilot/libero_goal/n1", *(f"pilot/libero_spatial/n{n}" for n in (5, 3, 1)))
+    assert [u.minutes for u in before if u.name not in lost] == [u.minutes for u in after]
+    assert not {u.name for u in after} & set(lost), "scratch is lost with more"
     assert all(0 < u.minutes <= 45 for u in after)
     names = [u.name for u in after]
     assert len(set(names)) == len(names) and {u.after for u in after} <= {"", *names}

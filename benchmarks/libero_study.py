@@ -250,7 +250,10 @@ def cells(study: LiberoStudy, args: Args, suite: str, n: int, start: str) -> Cel
     def marks(arm: str) -> dict[int, Any]:
         found = {seed: study.result(f"{suite}/n{n}/{arm}/{seed}") for seed in range(SEEDS)}
         return {
-            seed: {"successes": f["successes"] if start == MAIN else f["beside"][start]}
+            seed: {
+                "successes": f["successes"] if start == MAIN else f["beside"][start],
+                "libero": f["libero"],
+            }
             for seed, f in found.items()
             if f is not None
         }
@@ -266,6 +269,7 @@ def cell_rows(study: LiberoStudy, args: Args, suite: str, n: int, start: str) ->
         there = found[arm.name]
         if there:
             row |= compared(there, found["scratch"] if arm.name != "scratch" else None)
+            row["made with"] = "; ".join(sorted({f["libero"] for f in there.values()}))
         rows.append(row | {"seeds": len(there)})
     return with_verdict(rows, found)
 
@@ -302,7 +306,9 @@ def fifty_rows(study: LiberoStudy, args: Args) -> list[dict[str, Any]]:
             row |= {"says": arm.says}
             done = study.result(f"fifty/{suite}/{arm.name}")
             found[arm.name] = {} if done is None else {0: done}
-            group.append(row if done is None else row | {"mean": 100 * rate(done), "seeds": 1, **share(done)})
+            if done is not None:
+                row |= {"mean": 100 * rate(done), "seeds": 1, **share(done), "made with": done["libero"]}
+            group.append(row)
         rows += with_verdict(group, found)
     return rows
 

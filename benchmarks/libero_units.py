@@ -5,6 +5,7 @@ own, and the stored states, on which everybody tests, are in nothing that is tra
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from lawm_policy.config import load_config
 from lawm_policy.data.lerobot_import import find_episodes, stage_stored
 from lawm_policy.data.store import EpisodeStore
 from lawm_policy.data.store_writer import StoreWriter
-from lawm_policy.sim.protocol import SPLITS
+from lawm_policy.sim.protocol import SPLITS, SUMMARY
 from lawm_policy.stages.collect import CollectArgs
 from lawm_policy.stages.collect import run as collect
 from lawm_policy.stages.evaluate import EvaluateArgs
@@ -233,14 +234,14 @@ class LiberoStudy(Campaign):
         cell = {"arm": arm.name, "suite": suite, "n": n, "seed": draw, "split": split}
         cell |= {"settings": dict(settings), "successes": marks[MAIN]}
         beside = {start: tasks for start, tasks in marks.items() if start != MAIN}
-        return cell | fitted.told | {"beside": beside}
+        return cell | fitted.told | {"beside": beside, "libero": made_with(self._played(fitted.run, MAIN))}
 
     def fifty(self, arm: Arm, suite: str, settings: Overrides) -> dict[str, Any]:
         """The setting of published results: many demonstrations, stored states."""
         fitted = self._fit_fifty(arm, suite, settings)
         marks = self._play(fitted.run, suite, "stored", self.sizes.fifty_states, "test")
         cell = {"arm": arm.name, "suite": suite, "settings": dict(settings), "successes": marks}
-        return cell | fitted.told
+        return cell | fitted.told | {"libero": made_with(self._played(fitted.run, "stored"))}
 
     def fifty_slice(self, arm: Arm, suite: str, settings: Overrides) -> dict[str, Any]:
         """Trains for a unit's time."""
@@ -260,7 +261,7 @@ class LiberoStudy(Campaign):
     ) -> dict[str, str]:
         grid = EvaluateArgs(
             str(run),
-            run.with_name(f"{run.name}-{start}"),
+            self._played(run, start),
             suite=f"{suite}@{protocol(suite, start)}",
             tasks=self.sizes.tasks,
             episodes=states,
@@ -268,6 +269,17 @@ class LiberoStudy(Campaign):
             workers=1,
         )
         return played(grid, harmless=NO_EPISODE)
+
+    @staticmethod
+    def _played(run: Path, start: str) -> Path:
+        return run.with_name(f"{run.name}-{start}")
+
+
+def made_with(played: Path) -> str:
+    """The versions that decide an evaluation's numbers, and whether its pictures are LIBERO's own."""
+    protocol = json.loads((played / SUMMARY).read_text(encoding="utf-8"))["protocol"]
+    versions = ", ".join(f"{name} {version}" for name, version in protocol["versions"].items())
+    return f"{versions}, assets {protocol['libero']['assets']['state']}"
 
 
 def join(stores: list[Path], out: Path) -> None:

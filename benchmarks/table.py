@@ -18,6 +18,7 @@ from lawm_policy.types import UserError
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 STUDY, JUDGED_AT = "label_efficiency", 10  # the question of the project; demonstrations a task
+LIBERO = "libero_study"
 BLIND = "blind"
 VERDICTS = {True: "met", False: "**missed**", None: "not measured"}
 
@@ -37,6 +38,7 @@ def main(args: Args) -> int:
         "benchmarks/README.md": [targets(results, "results")],
         "README.md": [
             label_efficiency(study),
+            libero(results.get(LIBERO, {"rows": []})["rows"]),
             summary(results, "benchmarks/results"),
             tally(results),
         ],
@@ -122,8 +124,28 @@ def label_efficiency(results: dict[str, dict[str, Any]]) -> str:
     return table((*columns, f"minus scratch, n = {JUDGED_AT}"), lines)
 
 
+def libero(rows: Sequence[dict[str, Any]]) -> str:
+    """One line a suite, number of demonstrations and kind of starts; one column an arm. Of what was judged:
+    the pilot's rows, on validation states, are the page's."""
+    measured = [row for row in rows if "mean" in row and "made with" in row]
+    arms = list(dict.fromkeys(row["arm"] for row in measured))
+    lines = []
+    for cell in dict.fromkeys((row["suite"], row["n"], row["start"]) for row in measured):
+        there = {row["arm"]: row for row in measured if (row["suite"], row["n"], row["start"]) == cell}
+        best = next((row for row in there.values() if row.get("minus_scratch") is not None), None)
+        gain = "" if best is None else f"{best['arm']} {best['minus_scratch']:+.1f}"
+        gain += "" if best is None else span(best["minus_scratch_interval"])
+        verdict = next(iter(there.values()))["verdict"]
+        shown = (percent(there[arm]) if arm in there else "not run" for arm in arms)
+        lines.append(line("{}, n = {}, {} starts".format(*cell), *shown, gain, verdict))
+    made_with = "; ".join(sorted({row["made with"] for row in measured}))
+    columns = (f"LIBERO success (95% interval), `lawm+lite`, {made_with}", *arms, "gain over scratch")
+    return table((*columns, "does it show anything"), lines)
+
+
 def percent(row: dict[str, Any]) -> str:
-    return f"{row['mean']:.1f}%{span(row['interval'])}, {row['seeds']} seeds"
+    seeds = "seed" if row["seeds"] == 1 else "seeds"
+    return f"{row['mean']:.1f}%{span(row['interval'])}, {row['seeds']} {seeds}"
 
 
 def span(interval: Sequence[float] | None) -> str:

@@ -107,6 +107,30 @@ def test_a_missed_target_is_printed_as_missed():
     assert table.tally(results).endswith("Measured on code before it was committed: label_efficiency.")
 
 
+def test_the_liberos_table_has_a_line_a_cell_and_a_column_an_arm():
+    import table
+
+    common = {"suite": "libero_goal", "n": 5, "start": "wide", "verdict": "blind 30.0 points below the best"}
+    common |= {"made with": "mujoco 3", "seeds": 5, "interval": [30.0, 50.0]}
+    gain = {"minus_scratch": 20.0, "minus_scratch_interval": [11.0, 31.0]}
+    rows = [
+        common | {"arm": "scratch", "mean": 40.0, "minus_scratch": None},
+        common | {"arm": "inverse-kl", "mean": 60.0} | gain,
+        common | {"arm": "scratch", "mean": 90.0, "n": 50, "seeds": 1},
+        {key: common[key] for key in ("suite", "n", "start", "verdict")} | {"arm": "blind"},
+    ]
+    head, _, first, second = table.libero(rows).splitlines()
+    assert head.endswith(
+        "`lawm+lite`, mujoco 3 | scratch | inverse-kl | gain over scratch | does it show anything |"
+    )
+    assert first == (
+        "| libero_goal, n = 5, wide starts | 40.0% (30.0 to 50.0), 5 seeds | 60.0% (30.0 to 50.0), 5 seeds | "
+        "inverse-kl +20.0 (11.0 to 31.0) | blind 30.0 points below the best |"
+    )
+    assert "| libero_goal, n = 50, wide starts | 90.0% (30.0 to 50.0), 1 seed | not run |  |" in second
+    assert table.libero(rows[-1:]) == "", "nothing is measured"
+
+
 def test_a_quick_run_is_no_result(tmp_path):
     import table
 

@@ -98,7 +98,7 @@ def test_a_blind_policy_that_is_nearly_as_good_proves_that_nothing_is_shown(stud
         for seed in (0, 1):
             marks = {"t": "1" * won + "0" * (10 - won) + "-"}
             beside = {"fresh": {"t": "1" * 10}, "stored": marks}
-            write(study, f"libero_goal/n5/{arm}/{seed}", marks, beside=beside)
+            write(study, f"libero_goal/n5/{arm}/{seed}", marks, beside=beside, libero="1.0")
     rows = libero_study.cell_rows(study, libero_study.Args(), "libero_goal", 5, "wide")
     told = {row["arm"]: row for row in rows}
     assert told["scratch"]["mean"] == 50 and told["scratch"]["verdict"].startswith(

@@ -26,6 +26,7 @@ import torch
 from lawm_policy import stats
 from lawm_policy.config import load_config
 from lawm_policy.runs import versions, write_text
+from lawm_policy.sim.protocol import SUMMARY
 from lawm_policy.stages.evaluate import EvaluateArgs
 from lawm_policy.stages.evaluate import run as evaluate
 from lawm_policy.stages.finetune import FinetuneConfig, finetune
@@ -216,18 +217,26 @@ def for_minutes(minutes: float, train: Callable[[], Any]) -> None:
         timer.cancel()
 
 
-def played(grid: EvaluateArgs, harmless: str = "") -> dict[str, str]:
-    """Task -> one character an initial state, in order: 1 success, 0 failure, and - where the state is no
-    episode (its error begins with `harmless`), which every arm finds alike."""
-    status = evaluate(replace(grid, resume=grid.out.exists()))
+def played(grid: EvaluateArgs, harmless: str = "", lost: str = "") -> dict[str, str]:
+    """Task -> one character an initial state, in order: 1 success, 0 failure (an error that begins with
+    `lost`, the policy's doing, is one), and - where the state is no episode (its error begins with
+    `harmless`), which every arm finds alike."""
+    evaluate(replace(grid, resume=grid.out.exists()))
+
+    def mark(record: Mapping[str, Any]) -> str:
+        error = record["error"] or ""
+        if harmless and error.startswith(harmless):
+            return "-"
+        if error and not (lost and error.startswith(lost)):
+            raise SystemExit(f"{grid.out.name}: {error}: the cell is not counted")
+        return str(int(bool(record["success"])))
+
+    if not json.loads((grid.out / SUMMARY).read_text(encoding="utf-8"))["complete"]:
+        raise SystemExit(STOPPED)
     lines = (grid.out / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
-    records = sorted((json.loads(line) for line in lines), key=lambda r: (r["task"], r["init_state"]))
-    errors = [r["error"] for r in records if r["error"] is not None]
-    if status and not (harmless and all(error.startswith(harmless) for error in errors)):
-        raise SystemExit(f"{grid.out.name}: an episode ended in an error; the cell is not counted")
     tasks: dict[str, str] = {}
-    for r in records:
-        tasks[r["task"]] = tasks.get(r["task"], "") + ("-" if r["error"] else str(int(r["success"])))
+    for r in sorted(map(json.loads, lines), key=lambda r: (r["task"], r["init_state"])):
+        tasks[r["task"]] = tasks.get(r["task"], "") + mark(r)
     return tasks
 
 
@@ -341,8 +350,8 @@ def _side_by_side(study: Campaign, left: list[Unit], args: StudyArgs, stages: Se
     common = ["--out", str(args.out), "--work", str(args.work), "--resume", *study.flags]
     common += ["--quick"] if args.quick else []
     while pending or running:
-        while pending and len(running) < args.jobs and _ready(pending[0], running.values(), stages):
-            unit = pending.pop(0)
+        while len(running) < args.jobs and (unit := _next(pending, running.values(), stages)):
+            pending.remove(unit)
             _say(unit)
             environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
             log = (study.work / "logs" / f"{unit.name.replace('/', '__')}.txt").absolute()
@@ -361,11 +370,15 @@ def _side_by_side(study: Campaign, left: list[Unit], args: StudyArgs, stages: Se
         raise SystemExit(f"{len(failed)} units failed: {', '.join(failed)}")
 
 
-def _ready(unit: Unit, running: Iterable[Unit], stages: Sequence[str]) -> bool:
-    """Each stage begins when those before it have ended, and a unit when that it goes on from has."""
+def _next(pending: Sequence[Unit], running: Iterable[Unit], stages: Sequence[str]) -> Unit | None:
+    """The first that may begin: each stage when those before it have ended, and a unit when that it goes on
+    from has."""
 
     def place(name: str) -> int:
         stage = name.partition("/")[0]
         return stages.index(stage) if stage in stages else len(stages)
 
-    return all(place(o.name) >= place(unit.name) and o.name != unit.after for o in running)
+    unended = [*running, *pending]
+    first = min((place(o.name) for o in unended), default=0)
+    names = {o.name for o in unended}
+    return next((u for u in pending if place(u.name) == first and u.after not in names), None)

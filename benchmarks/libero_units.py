@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,22 +19,28 @@ from lawm_policy.config import load_config
 from lawm_policy.data.lerobot_import import find_episodes, stage_stored
 from lawm_policy.data.store import EpisodeStore
 from lawm_policy.data.store_writer import StoreWriter
+from lawm_policy.sim.libero_protocol import choose
 from lawm_policy.sim.protocol import SPLITS, SUMMARY
+from lawm_policy.sim.workers import run_jobs
 from lawm_policy.stages.collect import CollectArgs
 from lawm_policy.stages.collect import run as collect
 from lawm_policy.stages.evaluate import EvaluateArgs
 from lawm_policy.stages.finetune import FinetuneConfig, finetune
 from lawm_policy.stages.pretrain import PretrainConfig, pretrain
 
-POOL_SEED, DEMO_SEED, FIFTY_SEED = 0, 50_000, 70_000  # first states; all below the validation's
-assert max(POOL_SEED, DEMO_SEED, FIFTY_SEED) + 10_000 < min(SPLITS.values())
 # By how much regions are enlarged: things then move by about 7 cm, where blind policies fail.
 WIDE = {"libero_object": 3, "libero_spatial": 5, "libero_goal": 5, "libero_10": 3, "libero_90": 3}
 STARTS = ("wide", "fresh", "stored")  # the first is the main result
 MAIN = STARTS[0]
+POOL_SEED = 0  # the first state of what is pretrained on
+# What is learnt from: its first state, and where its episodes begin. `demos` are the pilot's and those of
+# tuning, `draws` those of the table: so many that two draws of ten have little in common.
+KINDS = {"demos": (50_000, MAIN), "draws": (60_000, MAIN), "fifty": (70_000, "fresh")}
+assert max(seed for seed, _ in KINDS.values()) + 10_000 < min(SPLITS.values())
 PIXELS = 64
 SLICE = 40.0  # minutes that one unit of a long training takes
 NO_EPISODE = "BrokenPremise"  # what the record of a state that is no episode begins with
+DIVERGED = "Diverged"  # and of one in which the commands drove the simulation apart
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,8 @@ class Sizes:
     suites: tuple[str, ...]  # those that the pilot tries
     pool: tuple[Part, ...]  # what is pretrained on
     demo_tasks: tuple[str, ...]  # of each suite, by unit
-    demos: int  # a task, from which each seed draws n
+    demos: int  # a task, from which the pilot and the tuning draw n
+    draws: int  # and from which each seed of the table does
     fifty_tasks: tuple[str, ...]
     fifty: tuple[int, int]  # demonstrations a task in the setting of published results: learnt, collected
     tasks: str  # that are judged
@@ -82,9 +90,11 @@ HALVES = ("0-4", "5-9")
 THREE = ("libero_object", "libero_goal", "libero_spatial")
 FULL = Sizes(
     suites=THREE,
-    pool=tuple(part for suite in THREE for part in parts(suite, HALVES, 40)),
+    # Eight times what is learnt from, of the suites that the pilot chose, and fewer of the third.
+    pool=tuple(p for s, k in zip(THREE, (40, 80, 80), strict=True) for p in parts(s, HALVES, k)),
     demo_tasks=HALVES,
     demos=14,
+    draws=40,
     fifty_tasks=("0-1", "2-3", "4-5", "6-7", "8-9"),
     fifty=(50, 60),  # a tenth is for validation
     tasks="all",
@@ -99,7 +109,7 @@ FULL = Sizes(
         ("recipe.world_model.decode_steps", "3"),
     ),
     recipes=(("inverse-kl", (("world.steps", "6000"),)),),
-    supervised=(("train.steps", "9000"), ("train.batch_size", "64"), ("train.eval_every", "500")),
+    supervised=(("train.steps", "15000"), ("train.batch_size", "64"), ("train.eval_every", "500")),
     finetune=(("train.steps", "1200"), ("train.batch_size", "64"), ("train.eval_every", "200")),
     fifty_finetune=(("train.steps", "6000"), ("train.batch_size", "64"), ("train.eval_every", "1000")),
 )
@@ -109,6 +119,7 @@ QUICK = Sizes(
     pool=(Part("libero_90", "46", 2), Part("libero_object", "0", 2)),
     demo_tasks=("0",),
     demos=2,
+    draws=2,
     fifty_tasks=("0",),
     fifty=(1, 2),
     tasks="0",
@@ -144,20 +155,21 @@ class LiberoStudy(Campaign):
         self._collect(out, part, MAIN, POOL_SEED)
         return out
 
-    def demos(self, part: Part, fifty: bool = False) -> Path:
-        """Demonstrations of a part, from wide states; the fifty from states as LIBERO draws them."""
-        kind = "fifty" if fifty else "demos"
+    def demos(self, part: Part, kind: str) -> Path:
         out = self.work / f"{kind}-{part.folder}"
-        self._collect(out, part, "fresh" if fifty else MAIN, FIFTY_SEED if fifty else DEMO_SEED)
+        seed, start = KINDS[kind]
+        self._collect(out, part, start, seed)
         return out
 
-    def demo_parts(self, suite: str, fifty: bool = False) -> tuple[Part, ...]:
+    def demo_parts(self, suite: str, kind: str) -> tuple[Part, ...]:
         s = self.sizes
-        return parts(suite, s.fifty_tasks, s.fifty[1]) if fifty else parts(suite, s.demo_tasks, s.demos)
+        if kind == "fifty":
+            return parts(suite, s.fifty_tasks, s.fifty[1])
+        return parts(suite, s.demo_tasks, s.draws if kind == "draws" else s.demos)
 
-    def demo_store(self, suite: str, fifty: bool = False) -> Path:
-        out = self.work / f"{'fifty' if fifty else 'demos'}-{suite}"
-        self.once(out.name, lambda: join([self.demos(p, fifty) for p in self.demo_parts(suite, fifty)], out))
+    def demo_store(self, suite: str, kind: str) -> Path:
+        out = self.work / f"{kind}-{suite}"
+        self.once(out.name, lambda: join([self.demos(p, kind) for p in self.demo_parts(suite, kind)], out))
         return out
 
     def pool_store(self) -> Path:
@@ -223,10 +235,18 @@ class LiberoStudy(Campaign):
         split: Literal["val", "test"],
         settings: Overrides,
     ) -> dict[str, Any]:
-        """Fine-tunes and plays one cell. Validation has wide states alone, the test all kinds of starts."""
+        """Fine-tunes and plays one cell. Validation has wide states alone, the test all kinds of starts, and
+        demonstrations of its own."""
         s = self.sizes
         name = f"{suite}-{split}-{arm.name}-n{n}-seed{draw}" + "".join(f"-{k}={v}" for k, v in settings)
-        fitted = self.fit(name, arm, self.demo_store(suite), (*s.finetune, *settings), n, draw)
+        fitted = self.fit(
+            name,
+            arm,
+            self.demo_store(suite, "demos" if split == "val" else "draws"),
+            (*s.finetune, *settings),
+            n,
+            draw,
+        )
         starts = {MAIN: s.val_states} if split == "val" else s.states
         marks = {
             start: self._play(fitted.run, suite, start, states, split) for start, states in starts.items()
@@ -235,6 +255,18 @@ class LiberoStudy(Campaign):
         cell |= {"settings": dict(settings), "successes": marks[MAIN]}
         beside = {start: tasks for start, tasks in marks.items() if start != MAIN}
         return cell | fitted.told | {"beside": beside, "libero": made_with(self._played(fitted.run, MAIN))}
+
+    def expert(self, suite: str) -> dict[str, Any]:
+        """What the scripted expert does from the validation states, at the first attempt."""
+        states = range(SPLITS["val"], SPLITS["val"] + self.sizes.val_states)
+        jobs = [(task, tuple(states)) for task in choose(suite, self.sizes.tasks)]
+        found = run_jobs("libero_units:expert", {"rules": protocol(suite, MAIN)}, jobs, workers=1)
+        marks = {}
+        for outcome in found:
+            if outcome.error is not None:
+                raise SystemExit(f"{jobs[outcome.index][0]}: {outcome.error}")
+            marks[jobs[outcome.index][0]] = outcome.result
+        return {"suite": suite, "successes": marks}
 
     def fifty(self, arm: Arm, suite: str, settings: Overrides) -> dict[str, Any]:
         """The setting of published results: many demonstrations, stored states."""
@@ -245,14 +277,14 @@ class LiberoStudy(Campaign):
 
     def fifty_slice(self, arm: Arm, suite: str, settings: Overrides) -> dict[str, Any]:
         """Trains for a unit's time."""
-        self.demo_store(suite, fifty=True)
+        self.demo_store(suite, "fifty")
         if arm.start:
             self.pretraining(arm.start)
         for_minutes(SLICE, lambda: self._fit_fifty(arm, suite, settings))
         return {"arm": arm.name, "suite": suite}
 
     def _fit_fifty(self, arm: Arm, suite: str, settings: Overrides) -> Fitted:
-        s, store = self.sizes, self.demo_store(suite, fifty=True)
+        s, store = self.sizes, self.demo_store(suite, "fifty")
         name = f"{suite}-fifty-{arm.name}" + "".join(f"-{k}={v}" for k, v in settings)
         return self.fit(name, arm, store, (*s.fifty_finetune, *settings), s.fifty[0], draw=0)
 
@@ -268,11 +300,35 @@ class LiberoStudy(Campaign):
             split=split,
             workers=1,
         )
-        return played(grid, harmless=NO_EPISODE)
+        return played(grid, harmless=NO_EPISODE, lost=DIVERGED)
 
     @staticmethod
     def _played(run: Path, start: str) -> Path:
         return run.with_name(f"{run.name}-{start}")
+
+
+def expert(rules: str) -> Callable[[tuple[str, tuple[int, ...]]], str]:
+    """A worker that says how the expert does on a task's states, as cells are marked."""
+    from lawm_policy.sim.libero_env import LiberoEnv
+    from lawm_policy.sim.libero_experts import rollout
+    from lawm_policy.sim.libero_premise import BrokenPremise, Diverged
+
+    def mark(env: Any, state: int) -> str:
+        try:
+            return str(int(rollout(env, state, init_state=state).success))
+        except BrokenPremise:
+            return "-"
+        except Diverged:
+            return "0"
+
+    def work(job: tuple[str, tuple[int, ...]]) -> str:
+        task, states = job
+        env = LiberoEnv(task, images=False, protocol=rules)
+        marks = "".join(mark(env, state) for state in states)
+        env.close()
+        return marks
+
+    return work
 
 
 def made_with(played: Path) -> str:

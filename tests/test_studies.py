@@ -132,12 +132,17 @@ def test_a_unit_waits_for_its_stage_and_for_what_it_goes_on_from():
     def unit(name, after=""):
         return Unit(name, 1, dict, after)
 
-    def ready(name, *running, after=""):
-        return campaign._ready(unit(name, after), [unit(n) for n in running], ("data", "tune"))
+    def following(pending, *running):
+        found = campaign._next([unit(*p) for p in pending], [unit(n) for n in running], ("data", "tune"))
+        return found and found.name
 
-    assert ready("data/b", "data/a") and ready("data/b", "tune/x") and ready("x/0")
-    assert not ready("tune/x", "data/a") and not ready("x/0", "tune/x")
-    assert not ready("x/1", "x/0", after="x/0") and ready("x/1", "y/0", after="x/0")
+    assert following([["data/b"]], "data/a") == following([["data/b"]], "tune/x") == "data/b"
+    assert following([["tune/x"]], "data/a") is following([["x/0"]], "tune/x") is following([]) is None
+    assert following([["tune/x"], ["data/b"]]) == "data/b", "an earlier stage first"
+    second = ["x/1", "x/0"]
+    assert following([second], "x/0") is None and following([second], "y/0") == "x/1"
+    assert following([second, ["y/0"]], "x/0") == "y/0", "nobody waits behind who waits"
+    assert following([second, ["x/0"]]) == "x/0"
 
 
 def test_settings_are_chosen_on_validation_states_and_by_all_trials(study):

@@ -23,7 +23,7 @@ from lawm_policy.sim.libero_control import Arm, JointControl, ObservationClock, 
 from lawm_policy.sim.libero_distractors import choose_distractors, with_distractors, with_room
 from lawm_policy.sim.libero_paraphrase import paraphrase
 from lawm_policy.sim.libero_perturb import Looks, seeded
-from lawm_policy.sim.libero_premise import BrokenPremise, Premise
+from lawm_policy.sim.libero_premise import BrokenPremise, Diverged, Premise
 from lawm_policy.sim.libero_protocol import LiberoProtocol, protocol_named, split_task
 from lawm_policy.sim.libero_render import FilmRig, SceneRig, thin_robot
 from lawm_policy.sim.libero_robot import CONTROL_HZ, STATE, panda_card
@@ -150,7 +150,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._advance(action[:-1], float(action[-1]))
         if any(self.data.warning[kind].number for kind in DIVERGED):  # and MuJoCo has put all back
             self.init_state = -1
-            raise RuntimeError(f"{self.task}: the simulation diverged after {self.steps} steps")
+            raise Diverged(f"{self.task}: the simulation diverged after {self.steps} steps")
         self.steps += 1
         self.success = bool(self._sim._check_success())
         truncated = not self.success and self.steps >= self.limit

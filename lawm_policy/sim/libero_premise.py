@@ -27,6 +27,10 @@ class BrokenPremise(RuntimeError):
     harmless = True  # the next one can, in the same environment
 
 
+class Diverged(RuntimeError):
+    """Commands drove the simulation apart: numbers that are none."""
+
+
 class Premise:
     """Of one task, on one simulation (LIBERO's domain object)."""
 

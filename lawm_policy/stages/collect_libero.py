@@ -88,7 +88,7 @@ def open_env(args: CollectArgs, task: str | None = None, **settings: Any) -> Lib
 def performer(args: CollectArgs, attempts: int) -> Callable[[Slot], tuple[Rollout | None, int]]:
     """Plays slots; says how often the expert failed."""
     from lawm_policy.sim.libero_experts import rollout
-    from lawm_policy.sim.libero_premise import BrokenPremise
+    from lawm_policy.sim.libero_premise import BrokenPremise, Diverged
 
     envs: OrderedDict[str, LiberoEnv] = OrderedDict()
     stride = CONTROL_HZ // args.fps
@@ -107,9 +107,10 @@ def performer(args: CollectArgs, attempts: int) -> Callable[[Slot], tuple[Rollou
         for scene in range(slot.seed, slot.seed + SCENES * args.episodes, args.episodes):  # nobody else's
             with suppress(BrokenPremise):  # nobody could do the task from there
                 for attempt in range(attempts):
-                    episode = rollout(env, scene, attempt=attempt, frame_stride=stride)
-                    if episode.success:
-                        return episode, failures
+                    with suppress(Diverged):
+                        episode = rollout(env, scene, attempt=attempt, frame_stride=stride)
+                        if episode.success:
+                            return episode, failures
                     failures += 1
         return None, failures
 

@@ -15,7 +15,7 @@ from libero_scripts import joint_commands, pick_and_place, replay
 
 import lawm_policy.sim  # noqa: F401  (registers the environments)
 from lawm_policy.sim.libero_env import LiberoEnv, axis_angle, shrink
-from lawm_policy.sim.libero_premise import BrokenPremise
+from lawm_policy.sim.libero_premise import BrokenPremise, Diverged
 from lawm_policy.sim.libero_protocol import TASK_COUNTS, task_names
 from lawm_policy.sim.libero_suite import LiberoSuiteEnv
 from lawm_policy.types import UserError
@@ -289,7 +289,7 @@ def test_a_simulation_that_diverges_is_an_error_and_no_failure(env, tmp_path, mo
     monkeypatch.chdir(tmp_path)  # MuJoCo writes its log where one stands
     env.reset(seed=0)
     env.data.qvel[:] = 1e12
-    with pytest.raises(RuntimeError, match="diverged after 0 steps"):
+    with pytest.raises(Diverged, match="diverged after 0 steps"):
         env.step(np.zeros(7))
     with pytest.raises(UserError, match="call reset first"):
         env.step(np.zeros(7))

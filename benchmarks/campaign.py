@@ -129,6 +129,11 @@ class Campaign(ABC):
         record = {"unit": unit, "seconds": round(time.time() - started, 1), "versions": made_by, **found}
         write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
+    def spent(self) -> float:
+        """Seconds of all units that are done; of one that was resumed, of its last part."""
+        units = [json.loads(path.read_text()) for path in sorted((self.out / "units").glob("*.json"))]
+        return sum(max(unit["seconds"], unit.get("fit_seconds", 0.0)) for unit in units)
+
     def once(self, what: str, do: Callable[[], int | None]) -> None:
         """Makes what is missing. Of units side by side that need it, one makes it and the others wait; who
         dies lets go of the lock."""

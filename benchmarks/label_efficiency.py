@@ -121,11 +121,10 @@ def table(study: Study) -> None:
             told = {"held_out_tasks": float(np.mean(held_out)), "still_falling": still_falling(there)}
             told |= {"says": arm.says, "rates": rates}
             rows.append({"arm": arm.name, "n": n} | cells | told)
-    spent = [json.loads(path.read_text()) for path in sorted((study.out / "units").glob("*.json"))]
     write_result(
         study.out,
         question="How much do unlabelled videos help, at few labelled demonstrations a task?",
-        seconds=sum(max(unit["seconds"], unit.get("fit_seconds", 0.0)) for unit in spent),
+        seconds=study.spent(),
         seeds=list(range(5)),
         rows=rows,
         targets=_targets(study, rows),

@@ -13,7 +13,6 @@ demonstrations."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -217,7 +216,7 @@ def settings_of(study: LiberoStudy, arm: Arm, suite: str, n: int) -> Any:
 # The table -----------------------------------------------------------------------------------------
 
 
-def table(study: LiberoStudy, args: Args, seconds: float) -> None:
+def table(study: LiberoStudy, args: Args) -> None:
     chosen = judged(study, args)
     rows = pilot_rows(study) + expert_rows(study)
     for suite, n in (chosen or {}).items():
@@ -227,7 +226,7 @@ def table(study: LiberoStudy, args: Args, seconds: float) -> None:
     write_result(
         study.out,
         question="How much do label-free LIBERO videos help, at few demonstrations a task?",
-        seconds=seconds,
+        seconds=study.spent(),
         seeds=list(range(SEEDS)),
         rows=rows + fifties,
         targets=targets(study, args, chosen, rows, fifties),
@@ -372,9 +371,8 @@ def targets(
 def main(args: Args) -> None:
     flags = ("--recipe", args.recipe, *(("--judge", args.judge) if args.judge else ()))
     study = LiberoStudy(*args.folders, QUICK if args.quick else FULL, flags=flags)
-    started = time.monotonic()
     if work_through(study, args, partial(units, study, args), STAGES):
-        table(study, args, time.monotonic() - started)
+        table(study, args)
 
 
 if __name__ == "__main__":

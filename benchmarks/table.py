@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,15 +154,17 @@ def span(interval: Sequence[float] | None) -> str:
 
 
 def tally(results: dict[str, dict[str, Any]]) -> str:
-    """How many targets were met, and which were not, by name."""
-    verdicts = [(f"{name}: {t['name']}", t["met"]) for name, r in results.items() for t in r["targets"]]
-    if not verdicts:
+    """How many targets were met, which were not, and of what some are not measured yet."""
+    asked = [(name, t) for name, result in results.items() for t in result["targets"]]
+    if not asked:
         return ""
-    met = sum(verdict is True for _, verdict in verdicts)
-    told = [f"{met} of {len(verdicts)} targets of [all benchmarks](benchmarks/README.md) were met"]
-    for word, state in (("Missed", False), ("Not measured", None)):
-        if names := [name for name, verdict in verdicts if verdict is state]:
-            told.append(f"{word}: {'; '.join(names)}")
+    measured = [(name, t) for name, t in asked if t["met"] is not None]
+    met = sum(t["met"] for _, t in measured)
+    told = [f"{met} of {len(measured)} targets of [all benchmarks](benchmarks/README.md) were met"]
+    if missed := [f"{name}: {t['name']}" for name, t in measured if not t["met"]]:
+        told.append(f"Missed: {'; '.join(missed)}")
+    if left := Counter(name for name, t in asked if t["met"] is None):
+        told.append(f"Not measured yet: {', '.join(f'{k} of {name}' for name, k in left.items())}")
     if early := [name for name, r in results.items() if r["versions"]["commit"].endswith("+")]:
         told.append(f"Measured on code before it was committed: {', '.join(early)}")
     return ". ".join(told) + "."

@@ -103,6 +103,8 @@ def test_a_missed_target_is_printed_as_missed():
     assert "later" not in found
     said = table.tally(results)
     assert said.startswith("0 of 1 targets") and said.endswith("were met. Missed: label_efficiency: t.")
+    result["targets"].append({**target, "met": None})
+    assert table.tally(results).endswith("label_efficiency: t. Not measured yet: 1 of label_efficiency.")
     result["versions"] = {"commit": "abc+"}
     assert table.tally(results).endswith("Measured on code before it was committed: label_efficiency.")
 

@@ -10,7 +10,6 @@ trials for every arm, before the seeds of the table are run on the test states."
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial

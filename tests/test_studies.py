@@ -26,6 +26,7 @@ from lawm_policy.data.clips import ClipDataset
 from lawm_policy.data.store import EpisodeStore
 from lawm_policy.sim.matching import check_match
 from lawm_policy.sim.suites import libero_suite
+from lawm_policy.stages.evaluate import EvaluateArgs
 from lawm_policy.stages.pretrain import clip_config
 from lawm_policy.types import UserError
 
@@ -143,6 +144,35 @@ def test_a_unit_waits_for_its_stage_and_for_what_it_goes_on_from():
     assert following([second], "x/0") is None and following([second], "y/0") == "x/1"
     assert following([second, ["y/0"]], "x/0") == "y/0", "nobody waits behind who waits"
     assert following([second, ["x/0"]]) == "x/0"
+
+
+def test_what_ended_in_an_error_is_marked_by_whose_doing_it_was(tmp_path, monkeypatch):
+    """A state that is no episode is nobody's, a simulation driven apart is the policy's; any other error
+    leaves no cell."""
+    errors = [None, "BrokenPremise: it fell", "Diverged: after 3 steps"]
+
+    def evaluate(grid):
+        lines = [
+            {"task": "t", "init_state": k, "error": error, "success": None if error else True}
+            for k, error in reversed(list(enumerate(errors)))
+        ]
+        grid.out.mkdir(exist_ok=True)
+        (grid.out / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (grid.out / "summary.json").write_text(json.dumps({"complete": len(errors) < 5}))
+        return 1
+
+    monkeypatch.setattr(campaign, "evaluate", evaluate)
+    grid = EvaluateArgs("run", tmp_path / "played", suite="tabletop")
+    ours = {"harmless": libero_units.NO_EPISODE, "lost": libero_units.DIVERGED}
+    assert campaign.played(grid, **ours) == {"t": "1-0"}
+    with pytest.raises(SystemExit, match="BrokenPremise: it fell: the cell is not counted"):
+        campaign.played(grid)
+    errors.append("worker died")
+    with pytest.raises(SystemExit, match="worker died: the cell is not counted"):
+        campaign.played(grid, **ours)
+    errors[3:] = [None, None]
+    with pytest.raises(SystemExit, match=str(campaign.STOPPED)):
+        campaign.played(grid, **ours)
 
 
 def test_settings_are_chosen_on_validation_states_and_by_all_trials(study):

@@ -11,7 +11,7 @@ import pytest
 from lawm_policy.cli import main
 from lawm_policy.data.store import EpisodeStore
 from lawm_policy.sim import libero_experts
-from lawm_policy.sim.libero_premise import BrokenPremise
+from lawm_policy.sim.libero_premise import BrokenPremise, Diverged
 from lawm_policy.sim.libero_robot import STATE, panda_card
 from lawm_policy.sim.protocol import SPLITS
 from lawm_policy.stages import collect, collect_libero
@@ -45,7 +45,7 @@ def test_mistakes_write_nothing(tmp_path, arguments, words):
 
 def test_a_scene_that_is_given_up_is_replaced_by_one_that_is_nobody_elses(tmp_path, monkeypatch):
     """Of three episodes the second's first scene defeats the expert and its next is broken; the third has
-    four that defeat him."""
+    four that defeat him, the simulation in the first."""
     asked = collect_libero.resolved(ask(tmp_path, episodes=3, seed=10))
     played = []
 
@@ -53,6 +53,8 @@ def test_a_scene_that_is_given_up_is_replaced_by_one_that_is_nobody_elses(tmp_pa
         played.append((scene, attempt))
         if scene == 14:
             raise BrokenPremise("it fell over")
+        if scene == 12:
+            raise Diverged("after 3 steps")
         return SimpleNamespace(success=scene in (10, 17), scene=scene)
 
     monkeypatch.setattr(libero_experts, "rollout", rollout)

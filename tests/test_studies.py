@@ -26,6 +26,7 @@ from lawm_policy.data.clips import ClipDataset
 from lawm_policy.data.store import EpisodeStore
 from lawm_policy.sim.matching import check_match
 from lawm_policy.sim.suites import libero_suite
+from lawm_policy.stages import collect_libero
 from lawm_policy.stages.evaluate import EvaluateArgs
 from lawm_policy.stages.pretrain import clip_config
 from lawm_policy.types import UserError
@@ -173,6 +174,31 @@ def test_what_ended_in_an_error_is_marked_by_whose_doing_it_was(tmp_path, monkey
     errors[3:] = [None, None]
     with pytest.raises(SystemExit, match=str(campaign.STOPPED)):
         campaign.played(grid, **ours)
+
+
+def test_the_table_learns_from_demonstrations_that_tuning_never_saw(study, monkeypatch, tmp_path):
+    learnt, played = [], []
+    fitted = campaign.Fitted(tmp_path / "run", {})
+    monkeypatch.setattr(LiberoStudy, "demo_store", lambda study, suite, kind: kind)
+    monkeypatch.setattr(
+        LiberoStudy, "fit", lambda study, name, arm, store, *_: learnt.append(store) or fitted
+    )
+    monkeypatch.setattr(
+        LiberoStudy, "_play", lambda *words: played.append((words[3], words[5])) or {"t": "1"}
+    )
+    monkeypatch.setattr(libero_units, "made_with", lambda folder: "mujoco 3")
+    scratch = libero_study.arms("inverse-kl")[0]
+    cells = [study.cell(scratch, "libero_goal", 10, 0, split, ()) for split in ("val", "test")]
+    assert learnt == ["demos", "draws"]
+    assert played == [("wide", "val"), *((start, "test") for start in ("wide", "fresh", "stored"))]
+    assert cells[0]["beside"] == {} and cells[1]["libero"] == "mujoco 3"
+    first, last = (
+        (seed, seed + collect_libero.SCENES * max(p.episodes for p in study.demo_parts("libero_goal", kind)))
+        for kind, (seed, _) in libero_units.KINDS.items()
+        if kind != "fifty"
+    )
+    assert first[1] <= last[0] and last[1] <= libero_units.KINDS["fifty"][0], "nor states in common"
+    assert 0.9 * study.sizes.draws >= 2 * 10, "two draws of ten can be apart"
 
 
 def test_settings_are_chosen_on_validation_states_and_by_all_trials(study):

@@ -13,6 +13,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,7 +77,7 @@ def code_hash() -> str:
 def prepare(protocol: str, replays: int) -> Callable[[Job], list[dict[str, Any]]]:
     from lawm_policy.sim.libero_env import LiberoEnv
     from lawm_policy.sim.libero_experts import rollout
-    from lawm_policy.sim.libero_premise import BrokenPremise
+    from lawm_policy.sim.libero_premise import BrokenPremise, Diverged
 
     def work(job: Job) -> list[dict[str, Any]]:
         rules = protocol_named(protocol + KINDS[job.kind])
@@ -91,6 +92,9 @@ def prepare(protocol: str, replays: int) -> Callable[[Job], list[dict[str, Any]]
                 episode = rollout(env, state, init_state=state)
             except BrokenPremise as error:
                 lines.append(line | {"error": str(error), "seconds": 0.0})
+                continue
+            except Diverged:
+                lines.append(line | {"seconds": round(time.process_time() - started, 3)})
                 continue
             line |= {"success": episode.success, "steps": len(episode.action_TA)}
             line["seconds"] = round(time.process_time() - started, 3)
@@ -110,11 +114,15 @@ def prepare(protocol: str, replays: int) -> Callable[[Job], list[dict[str, Any]]
 
 def _again(env: Any, state: int, commands_TA: np.ndarray) -> bool:
     """Whether the commands succeed from that state, the last one held for a while."""
+    from lawm_policy.sim.libero_premise import Diverged
+
     env.reset(options={"init_state": state})
     last = commands_TA[-1].copy()
     if env.command == "ee":
         last[:-1] = 0
-    return any(env.step(command)[2] for command in [*commands_TA, *[last] * HELD])
+    with suppress(Diverged):
+        return any(env.step(command)[2] for command in [*commands_TA, *[last] * HELD])
+    return False
 
 
 def main(args: Args) -> None:
@@ -214,7 +222,8 @@ def _report(
         rows=rows,
         targets=targets,
         notes=f"Code {code}. Seeds are the first and last of the initial states (stored by number, fresh by "
-        f"seed), each tried once, with protocol {args.protocol}'s settling and limits (libero_10: 520). "
+        f"seed), each tried once, with protocol {args.protocol}'s settling and limits (libero_10: 520); an "
+        "episode in which the simulation diverges is a failure. "
         "States whose premise does not hold are not counted. "
         f"{steps / max(spent, 1e-9):.0f} control steps a CPU second, planning included.",
     )

@@ -7,7 +7,7 @@ pixels where visuals are "exact", an episode equals one of LIBERO's OffScreenRen
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +25,7 @@ from lawm_policy.sim.libero_paraphrase import paraphrase
 from lawm_policy.sim.libero_perturb import Looks, seeded
 from lawm_policy.sim.libero_premise import BrokenPremise, Diverged, Premise
 from lawm_policy.sim.libero_protocol import LiberoProtocol, protocol_named, split_task
-from lawm_policy.sim.libero_render import FilmRig, SceneRig, thin_robot
+from lawm_policy.sim.libero_render import FilmRig, SceneRig, Sight, thin_robot
 from lawm_policy.sim.libero_robot import CONTROL_HZ, STATE, panda_card
 from lawm_policy.sim.libero_starts import Starts
 from lawm_policy.sim.libero_states import Placer, Start
@@ -46,7 +46,8 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     `command="joint"`: seven absolute joint targets, to be reached at the step's end, and the gripper.
     The gripper is in [-1 open, +1 closed]. The state is LeRobot's eight numbers (position, axis-angle,
     fingers) and the seven joint positions.
-    `render_now = False` makes observations black and cheap, for those who look only now and then.
+    `render_now = False` makes observations black and cheap, for those who look only now and then;
+    `remember = True` keeps what would have been seen, and `draw` makes images of it.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012
@@ -66,7 +67,8 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         shown = shown_and_taken(self.protocol, embodiment, command, size, cameras, images)
         self.cameras, self.size, self.action_space, self.observation_space = shown
         self.task, self.command, self.render_mode = task, command, render_mode
-        self.render_now = True
+        self.render_now, self.remember = True, False
+        self.sight: Sight | None = None
         self.limit = self.protocol.limits[split_task(task)[0]]
 
         prepare()
@@ -160,6 +162,18 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         """The front camera's image of this moment, the right way up."""
         return self._rig_now().render(self._sim.sim.data._data, "front")[::-1]
 
+    def draw(self, sights: Sequence[Sight]) -> dict[str, np.ndarray]:
+        """camera -> (N, H, W, 3), the very images that were not drawn when these moments of the present
+        episode passed."""
+        now, data = Sight.of(self.model, self.data), mujoco.MjData(self.model)
+        images: dict[str, list[np.ndarray]] = {camera: [] for camera in self.cameras}
+        for sight in sights:
+            sight.put(self.model, data)
+            for camera in self.cameras:
+                images[camera].append(self._image(camera, data))
+        now.put(self.model, data)  # the model's colours
+        return {camera: np.stack(drawn) for camera, drawn in images.items() if drawn}
+
     def close(self) -> None:
         if self._rig is not None:
             self._rig.close()
@@ -247,11 +261,12 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         state[:3] = data.site_xpos[arm.site]
         state[3:6] = axis_angle(data.xquat[arm.hand])
         state[6:8], state[8:] = data.qpos[arm.fingers_at], data.qpos[arm.qpos_at]
+        self.sight = Sight.of(self.model, data) if self.remember else None
         if self.render_now and self.cameras:
-            self._images = {camera: self._image(camera) for camera in self.cameras}
+            self._images = {camera: self._image(camera, data) for camera in self.cameras}
 
-    def _image(self, camera: str) -> np.ndarray:
-        image = self._rig_now().render(self.data, camera)
+    def _image(self, camera: str, data: mujoco.MjData) -> np.ndarray:
+        image = self._rig_now().render(data, camera)
         if self.protocol.flip == "rotate_180":
             image = image[::-1, ::-1]
         return shrink(image, self.size)

@@ -162,7 +162,8 @@ def flat(scene: Scene, name: str) -> bool:
 class Rollout:
     """One recorded episode. `frames[camera][t]` and `state_TP[t]` are what is seen before `action_TA[t]`."""
 
-    frames: dict[str, np.ndarray]  # camera -> (T', H, W, 3) uint8; T' = T / frame_stride, rounded up
+    # camera -> (T', H, W, 3) uint8; T' = T / frame_stride, rounded up. Of an episode that succeeds.
+    frames: dict[str, np.ndarray]
     state_TP: np.ndarray
     action_TA: np.ndarray  # what the expert wanted: the labels
     executed_TA: np.ndarray  # with the deviations: replaying these re-creates the episode
@@ -188,27 +189,26 @@ def rollout(
     rng = np.random.default_rng([seed, 5, attempt, *env.task.encode()])
     chosen = Style.sample(rng) if style is None else style
     asked = env.render_now
-    observation, _ = env.reset(seed=seed, options={"init_state": init_state})
-    expert = Expert(env, Scene(env._sim), rng, chosen)
-    frames: dict[str, list[np.ndarray]] = {camera: [] for camera in env.cameras}
-    states, wanted, executed = [], [], []
+    # Nothing is drawn before it is known to be kept: an attempt that fails costs no images.
+    env.render_now, env.remember = False, asked and bool(env.cameras)
+    sights, states, wanted, executed = [], [], [], []
     try:
+        observation, _ = env.reset(seed=seed, options={"init_state": init_state})
+        expert = Expert(env, Scene(env._sim), rng, chosen)
         for step, _ in zip(range(limit or longest(env)), expert.perform(), strict=False):
-            if step % frame_stride == 0:
-                for camera, image in observation["images"].items():
-                    frames[camera].append(image)
+            if env.sight is not None and step % frame_stride == 0:
+                sights.append(env.sight)
             states.append(observation["state"])
             wanted.append(expert.action())
             executed.append(expert.executed())
-            env.render_now = asked and (step + 1) % frame_stride == 0
             observation, _, done, _, _ = env.step(executed[-1])
             if done:
                 break
     finally:
-        env.render_now = asked
+        env.render_now, env.remember = asked, False
     action_TA = np.array(wanted, np.float32).reshape(-1, 7)
     return Rollout(
-        frames={camera: np.stack(images) for camera, images in frames.items() if images},
+        frames=env.draw(sights) if env.success else {},
         state_TP=np.array(states, np.float32).reshape(len(action_TA), -1),
         action_TA=action_TA,
         executed_TA=np.array(executed, np.float32).reshape(-1, 7),

@@ -7,6 +7,8 @@ Physics never sees any of it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import mujoco
 import numpy as np
 
@@ -15,6 +17,32 @@ from lawm_policy.sim.rendering import CameraRig
 ROBOT_PREFIXES = ("robot0_", "gripper0_", "mount0_")
 VISUAL_GROUP = 1
 CELL = 0.012  # metres: a mesh's vertices within one cell become one
+# All that a picture is drawn from, beside what an episode leaves alone: of the data, and of the model.
+_PLACES = (
+    *("xpos", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),
+    *("cam_xpos", "cam_xmat", "light_xpos", "light_xdir"),
+)
+_COLOURS = ("geom_rgba", "site_rgba")
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A moment, to be drawn later: what cameras see of it, in some ten kilobytes."""
+
+    places: dict[str, np.ndarray]
+    colours: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, model: mujoco.MjModel, data: mujoco.MjData) -> Sight:
+        return cls(
+            {name: getattr(data, name).copy() for name in _PLACES},
+            {name: getattr(model, name).copy() for name in _COLOURS},
+        )
+
+    def put(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+        for owner, values in ((data, self.places), (model, self.colours)):
+            for name, value in values.items():
+                getattr(owner, name)[:] = value
 
 
 class SceneRig:

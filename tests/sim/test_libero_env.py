@@ -124,6 +124,34 @@ def test_what_nobody_looks_at_changes_nothing(env):
 
 
 @pytest.mark.libero
+def test_what_is_drawn_later_is_what_was_seen():
+    """Of a task whose burner takes a colour while it is played."""
+    env = LiberoEnv("libero_goal-7", protocol="lawm+lite", size=64)
+    try:
+        env.remember = True
+        observed, _ = env.reset(options={"init_state": 3})
+        seen, sights = [], []
+        for command in libero_reference.commands(9):
+            seen.append(observed["images"])
+            sights.append(env.sight)
+            env.model.site_rgba[-1, 3] = 1 - env.model.site_rgba[-1, 3]
+            observed = env.step(command)[0]
+        colours = env.model.site_rgba.copy()
+        state = env.flat_state()
+        drawn = env.draw(sights)
+        for camera in env.cameras:
+            np.testing.assert_array_equal(drawn[camera], [images[camera] for images in seen])
+            assert (np.diff(drawn[camera].astype(int), axis=0) != 0).any(axis=(1, 2, 3)).all()
+        np.testing.assert_array_equal(env.model.site_rgba, colours)
+        np.testing.assert_array_equal(env.flat_state(), state)
+        env.remember = False
+        env.step(np.zeros(7))
+        assert env.sight is None, "nothing is kept that nobody asked for"
+    finally:
+        env.close()
+
+
+@pytest.mark.libero
 @pytest.mark.slow
 def test_lite_is_cheaper_to_draw_and_moves_the_same(env):
     lite = LiberoEnv(TASK, protocol="libero+lite")

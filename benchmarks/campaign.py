@@ -72,6 +72,8 @@ class Unit:
     minutes: float  # predicted by a pilot, on one core
     work: Callable[[], dict[str, Any]]  # what its file says
     after: str = ""  # the unit that it goes on from
+    leaves: Path | None = None  # what it leaves in the work folder,
+    readers: tuple[str, ...] = ()  # for units of these patterns: it is run again where they would miss it
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,15 @@ class Campaign(ABC):
         units = [json.loads(path.read_text()) for path in sorted((self.out / "units").glob("*.json"))]
         return sum(max(unit["seconds"], unit.get("fit_seconds", 0.0)) for unit in units)
 
+    def mark(self, what: str) -> Path:
+        """The file that says that it has been made."""
+        return self.work / f"{what}.done"
+
     def once(self, what: str, do: Callable[[], int | None]) -> None:
         """Makes what is missing. Of units side by side that need it, one makes it and the others wait; who
         dies lets go of the lock."""
         self.work.mkdir(parents=True, exist_ok=True)
-        mark = self.work / f"{what}.done"
+        mark = self.mark(what)
         with (self.work / f"{what}.lock").open("w") as lock:
             fcntl.lockf(lock, fcntl.LOCK_EX)
             if not mark.exists():
@@ -320,20 +326,30 @@ def work_through(
     if len(left) < len(planned) and not args.resume:
         raise SystemExit(f"{study.out} holds finished units: give --resume to keep them, or another --out")
     torch.set_num_threads(1)
+    ran: set[str] = set()
     while left:
+        ran |= {unit.name for unit in left[: 1 if args.jobs == 1 else None]}
         if args.jobs == 1:
             _alone(study, left[0])
         else:
             _side_by_side(study, left, args, stages)
         left = _wanted(study, args, units)[1]
+        if again := next((unit for unit in left if unit.name in ran), None):
+            raise SystemExit(f"{again.name} was run and {again.leaves} is not there")
     return True
 
 
 def _wanted(
     study: Campaign, args: StudyArgs, units: Callable[[], Iterable[Unit]]
 ) -> tuple[list[Unit], list[Unit]]:
-    planned = [unit for unit in units() if fnmatch.fnmatch(unit.name, args.only)]
-    return planned, [unit for unit in planned if study.result(unit.name) is None]
+    every = list(units())
+    left = {unit.name for unit in every if study.result(unit.name) is None}
+    for unit in reversed(every):  # who reads comes after who makes
+        lost = unit.leaves is not None and not unit.leaves.exists()
+        if lost and any(fnmatch.filter(left, pattern) for pattern in unit.readers):
+            left.add(unit.name)
+    planned = [unit for unit in every if fnmatch.fnmatch(unit.name, args.only)]
+    return planned, [unit for unit in planned if unit.name in left]
 
 
 def _say(unit: Unit) -> None:

@@ -67,6 +67,12 @@ def arms(recipe: str) -> tuple[Arm, ...]:
     )
 
 
+def arms_of(recipe: str, suite: str, cases: Mapping[str, int]) -> tuple[Arm, ...]:
+    """What pretraining's steps are worth to scratch is asked on the first suite."""
+    first = suite == next(iter(cases))
+    return tuple(arm for arm in arms(recipe) if first or arm.longer == 1)
+
+
 # What is judged ------------------------------------------------------------------------------------
 
 
@@ -122,15 +128,12 @@ def units(study: LiberoStudy, args: Args) -> Iterator[Unit]:
         scratch = arms(args.recipe)[0]
         cell = partial(study.cell, scratch, suite, n, TUNING_DRAW, "val", scratch.trials[1])
         yield Unit(f"pilot/{suite}/n{n}", play, cell)
-    for part in s.pool:
-        yield Unit(f"data/pool/{part.name}", collecting(part), partial(made, study.pool, part))
-    episodes = sum(number_of_tasks(part.tasks) * part.episodes for part in s.pool)
-    yield Unit("stores/pool", JOIN * episodes, partial(made, study.pool_store))
+    yield from pool_units(study)
     for start in (args.recipe, "supervised"):
         yield from slices(study, start)
     # A plan can be made before it is known which suites there will be.
     cases = chosen or ({"FIRST": 0, "SECOND": 0} if args.plan else {})
-    for suite, n in cases.items():
+    for suite, n in list(cases.items())[:1]:  # what is chosen there serves both
         for arm in (arm for arm in arms(args.recipe) if not arm.settings_of):
             for trial, settings in enumerate(arm.trials):
                 cell = partial(study.cell, arm, suite, n, TUNING_DRAW, "val", settings)
@@ -141,8 +144,8 @@ def units(study: LiberoStudy, args: Args) -> Iterator[Unit]:
         yield Unit(f"expert/{suite}", fit_minutes({MAIN: s.val_states}) - FIT, partial(study.expert, suite))
     for seed in range(SEEDS):
         for suite, n in cases.items():
-            for arm in (arm for arm in arms(args.recipe) if seed < arm.seeds):
-                cell = partial(judge, study, arm, suite, n, seed)
+            for arm in (arm for arm in arms_of(args.recipe, suite, cases) if seed < arm.seeds):
+                cell = partial(judge, study, arm, suite, n, seed, next(iter(cases.items())))
                 minutes = fit_minutes(s.states) + (arm.longer - 1) * FIT
                 yield Unit(f"{suite}/n{n}/{arm.name}/{seed}", minutes, cell)
     if cases:
@@ -151,30 +154,59 @@ def units(study: LiberoStudy, args: Args) -> Iterator[Unit]:
 
 
 def demo_units(study: LiberoStudy, kind: str, suites: Iterable[str]) -> Iterator[Unit]:
-    for part in (part for suite in suites for part in study.demo_parts(suite, kind)):
-        yield Unit(f"data/{kind}/{part.name}", collecting(part), partial(made, study.demos, part, kind))
+    suites = list(suites)
     for suite in suites:
+        for part in study.demo_parts(suite, kind):
+            name, made_by = f"data/{kind}/{part.name}", partial(made, study.demos, part, kind)
+            mark = study.mark(f"collect-{kind}-{part.folder}")
+            yield Unit(name, collecting(part), made_by, leaves=mark, readers=(f"stores/{kind}/{suite}",))
+    for suite in suites:
+        readers = {"demos": ("pilot/{}/*", "tune/{}/*"), "draws": ("{}/n*",), "fifty": ("fifty/{}/*",)}[kind]
         episodes = sum(number_of_tasks(p.tasks) * p.episodes for p in study.demo_parts(suite, kind))
-        yield Unit(f"stores/{kind}/{suite}", JOIN * episodes, partial(made, study.demo_store, suite, kind))
+        yield Unit(
+            f"stores/{kind}/{suite}",
+            JOIN * episodes,
+            partial(made, study.demo_store, suite, kind),
+            leaves=study.mark(f"{kind}-{suite}"),
+            readers=tuple(pattern.format(suite) for pattern in readers),
+        )
+
+
+def pool_units(study: LiberoStudy) -> Iterator[Unit]:
+    parts = study.sizes.pool
+    for part in parts:
+        mark, readers = study.mark(f"collect-pool-{part.folder}"), ("stores/pool", "pretrain/*")
+        made_by = partial(made, study.pool, part)
+        yield Unit(f"data/pool/{part.name}", collecting(part), made_by, leaves=mark, readers=readers)
+    minutes = JOIN * sum(number_of_tasks(part.tasks) * part.episodes for part in parts)
+    made_by, readers = partial(made, study.pool_store), ("pretrain/supervised/*",)
+    yield Unit("stores/pool", minutes, made_by, leaves=study.mark("pool"), readers=readers)
 
 
 def slices(study: LiberoStudy, start: str) -> Iterator[Unit]:
     """A pretraining, in units."""
     for k in range(SLICES):
-        work = partial(study.pretraining_slice, start, k == SLICES - 1)
-        yield Unit(f"pretrain/{start}/{k}", 40, work, f"pretrain/{start}/{k - 1}" if k else "")
+        last, before = k == SLICES - 1, f"pretrain/{start}/{k - 1}" if k else ""
+        yield Unit(
+            f"pretrain/{start}/{k}",
+            40,
+            partial(study.pretraining_slice, start, last),
+            before,
+            leaves=study.mark(f"pretrain-{start}") if last else study.work / f"pretrain-{start}",
+            readers=(f"pretrain/{start}/*", f"*/n*/{start}/*", f"fifty/*/{start}", f"fifty/*/{start}/*"),
+        )
 
 
 def fifty_units(study: LiberoStudy, args: Args, cases: dict[str, int]) -> Iterator[Unit]:
     by_name = {arm.name: arm for arm in arms(args.recipe)}
     for arm in (by_name[name] for name in (args.recipe, "scratch", "blind", "no-language")):
         for suite in study.sizes.suites:
-            tuned = suite if suite in cases else next(iter(cases))
+            tuned = next(iter(cases.items()))
             name = f"fifty/{suite}/{arm.name}"
             names = [f"{name}/fit", name]
             for before, unit in pairwise(["", *names]):
                 last = unit == name
-                work = partial(fifty, study, arm, suite, (tuned, cases[tuned]), last)
+                work = partial(fifty, study, arm, suite, tuned, last)
                 minutes = fit_minutes({"stored": study.sizes.fifty_states}) - FIT if last else 5 * FIT
                 yield Unit(unit, minutes, work, before)
 
@@ -198,17 +230,19 @@ def made(make: Callable[..., Path], *arguments: Any) -> dict[str, Any]:
     return {}
 
 
-def judge(study: LiberoStudy, arm: Arm, suite: str, n: int, seed: int) -> dict[str, Any]:
-    return study.cell(arm, suite, n, seed, "test", settings_of(study, arm, suite, n))
+def judge(
+    study: LiberoStudy, arm: Arm, suite: str, n: int, seed: int, tuned: tuple[str, int]
+) -> dict[str, Any]:
+    return study.cell(arm, suite, n, seed, "test", settings_of(study, arm, *tuned))
 
 
 def fifty(study: LiberoStudy, arm: Arm, suite: str, tuned: tuple[str, int], last: bool) -> dict[str, Any]:
-    """With the rate that was chosen for this arm, where it was."""
     settings = settings_of(study, arm, *tuned)
     return study.fifty(arm, suite, settings) if last else study.fifty_slice(arm, suite, settings)
 
 
 def settings_of(study: LiberoStudy, arm: Arm, suite: str, n: int) -> Any:
+    """The rate that was chosen for an arm, on the first suite: every arm had the same trials there."""
     tuned = arm.settings_of or arm.name
     return study.choose(arm, [f"tune/{suite}/n{n}/{tuned}/{i}" for i in range(len(arm.trials))])
 
@@ -219,9 +253,9 @@ def settings_of(study: LiberoStudy, arm: Arm, suite: str, n: int) -> Any:
 def table(study: LiberoStudy, args: Args) -> None:
     chosen = judged(study, args)
     rows = pilot_rows(study) + expert_rows(study)
-    for suite, n in (chosen or {}).items():
+    for suite in chosen or {}:
         for start in STARTS:
-            rows += cell_rows(study, args, suite, n, start)
+            rows += cell_rows(study, args, suite, start, chosen or {})
     fifties = fifty_rows(study, args)
     write_result(
         study.out,
@@ -237,7 +271,8 @@ def table(study: LiberoStudy, args: Args) -> None:
         f"within {BLIND_MARGIN:.0f} points of the best of scratch and {args.recipe}, over the seeds that "
         "both have. Not run: not run yet. All seeds play the same initial states, and an arm is pretrained "
         "once: neither draw is in an interval. Beside n, one to four held-out demonstrations a task choose "
-        "the step whose weights are played. Blind, no-language and scratch-longer take scratch's rate. What "
+        "the step whose weights are played. Rates are chosen on the first suite, by as many trials for each "
+        "arm; blind, no-language and scratch-longer take scratch's. What "
         "is pretrained on are the judged suites' own tasks, other episodes, each with its instruction. "
         "Demonstrations and videos are of states that the expert solves; what is played is not chosen so: "
         "the expert's own row says how much of it can be solved by who learnt from him.",
@@ -277,10 +312,13 @@ def cells(study: LiberoStudy, args: Args, suite: str, n: int, start: str) -> Cel
     return {arm.name: marks(arm.name) for arm in arms(args.recipe)}
 
 
-def cell_rows(study: LiberoStudy, args: Args, suite: str, n: int, start: str) -> list[dict[str, Any]]:
+def cell_rows(
+    study: LiberoStudy, args: Args, suite: str, start: str, cases: Mapping[str, int]
+) -> list[dict[str, Any]]:
     """One row an arm; what they show together stands in each."""
-    found, rows = cells(study, args, suite, n, start), []
-    for arm in arms(args.recipe):
+    n, rows = cases[suite], []
+    found = cells(study, args, suite, n, start)
+    for arm in arms_of(args.recipe, suite, cases):
         row: dict[str, Any] = {"suite": suite, "n": n, "start": start, "arm": arm.name, "says": arm.says}
         there = found[arm.name]
         if there:

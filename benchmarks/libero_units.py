@@ -90,11 +90,11 @@ HALVES = ("0-4", "5-9")
 THREE = ("libero_object", "libero_goal", "libero_spatial")
 FULL = Sizes(
     suites=THREE,
-    # Eight times what is learnt from, of the suites that the pilot chose, and fewer of the third.
-    pool=tuple(p for s, k in zip(THREE, (40, 80, 80), strict=True) for p in parts(s, HALVES, k)),
+    # Five times what is learnt from, of the suites that the pilot chose, and fewer of the third.
+    pool=tuple(p for s, k in zip(THREE, (20, 50, 50), strict=True) for p in parts(s, HALVES, k)),
     demo_tasks=HALVES,
     demos=14,
-    draws=40,
+    draws=30,
     fifty_tasks=("0-1", "2-3", "4-5", "6-7", "8-9"),
     fifty=(50, 60),  # a tenth is for validation
     tasks="all",

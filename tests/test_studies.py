@@ -101,7 +101,7 @@ def test_a_blind_policy_that_is_nearly_as_good_proves_that_nothing_is_shown(stud
             marks = {"t": "1" * won + "0" * (10 - won) + "-"}
             beside = {"fresh": {"t": "1" * 10}, "stored": marks}
             write(study, f"libero_goal/n5/{arm}/{seed}", marks, beside=beside, libero="1.0")
-    rows = libero_study.cell_rows(study, libero_study.Args(), "libero_goal", 5, "wide")
+    rows = libero_study.cell_rows(study, libero_study.Args(), "libero_goal", "wide", {"libero_goal": 5})
     told = {row["arm"]: row for row in rows}
     assert told["scratch"]["mean"] == 50 and told["scratch"]["verdict"].startswith(
         "proves nothing: blind 10.0"
@@ -145,6 +145,46 @@ def test_a_unit_waits_for_its_stage_and_for_what_it_goes_on_from():
     assert following([second], "x/0") is None and following([second], "y/0") == "x/1"
     assert following([second, ["y/0"]], "x/0") == "y/0", "nobody waits behind who waits"
     assert following([second, ["x/0"]]) == "x/0"
+
+
+def test_what_is_lost_is_made_again_where_somebody_will_miss_it(study):
+    """A work folder may be gone: its data are, what they were for may be done."""
+    data, weights, args = study.work / "data.done", study.work / "weights", libero_study.Args(only="*")
+    made = [
+        Unit("data/a", 1, dict, leaves=data, readers=("pretrain/*",)),
+        Unit("pretrain/x", 1, dict, leaves=weights, readers=("*/n1/x/*",)),
+        Unit("s/n1/x/0", 1, dict),
+    ]
+
+    def left(**asked):
+        return [unit.name for unit in campaign._wanted(study, replace(args, **asked), lambda: made)[1]]
+
+    for unit in made:
+        write(study, unit.name, {"t": "1"})
+    assert left() == [], "nobody will miss them"
+    study.result_path("s/n1/x/0").unlink()
+    assert left() == [unit.name for unit in made]
+    assert left(only="data/*") == ["data/a"], "whoever asks"
+    weights.mkdir(parents=True)
+    assert left() == ["s/n1/x/0"]
+    weights.rmdir()
+    data.touch()
+    assert left() == ["pretrain/x", "s/n1/x/0"]
+
+
+def test_the_plan_says_what_every_unit_leaves_and_who_reads_it(study):
+    args = libero_study.Args(judge="libero_goal:1")
+    every = list(libero_study.units(study, args))
+    names = [unit.name for unit in every]
+    assert len(names) == len(set(names))
+    for k, unit in enumerate(every):
+        if unit.name.startswith(libero_study.STAGES[:2]):
+            assert unit.leaves is not None
+        for pattern in unit.readers:
+            found = [i for i, name in enumerate(names) if campaign.fnmatch.fnmatch(name, pattern)]
+            assert all(i > k or names[i].startswith("pretrain/") for i in found), (unit.name, pattern)
+        heard = any(campaign.fnmatch.filter(names[k:], pattern) for pattern in unit.readers)
+        assert heard or unit.leaves is None or "stores/demos" in unit.name, unit.name
 
 
 def test_what_ended_in_an_error_is_marked_by_whose_doing_it_was(tmp_path, monkeypatch):
@@ -238,18 +278,18 @@ def called(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *folders, *options])
         with pytest.raises(SystemExit) as stop:
             harness.answer(script.main, script.Args)
-        assert stop.value.code is None
+        return stop.value.code
 
     return call
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_prints_its_plan_and_its_open_table(name, called, tmp_path, capsys):
-    called(name, "--plan")
+    assert called(name, "--plan") is None
     *lines, left = capsys.readouterr().out.splitlines()
     assert len(lines) > 50 and "core-hours left" in left
     assert not (tmp_path / "work").exists(), "a plan makes nothing"
-    called(name, "--table")
+    assert called(name, "--table") is None
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert {target["met"] for target in result["targets"]} == {None}, "nothing was run"
 
@@ -259,8 +299,8 @@ def test_a_quick_study_shares_nothing_with_a_full_one(name, called, tmp_path, mo
     for study in (label_efficiency.Study, LiberoStudy):
         monkeypatch.setattr(study, "pretraining", lambda self, start: self.work / f"pretrain-{start}")
     monkeypatch.setattr(label_efficiency, "make_pretraining", lambda study, start: {})
-    monkeypatch.setattr(LiberoStudy, "pretraining_slice", lambda study, start, last: {})
-    called(name, "--quick", "--only", "pretrain/inverse-kl*")
+    monkeypatch.setattr(LiberoStudy, "pretraining_slice", slice_of_none)
+    assert called(name, "--quick", "--only", "pretrain/inverse-kl*") is None
     done = sorted(path.name for path in (tmp_path / "out-quick/units").iterdir())
     assert done and not (tmp_path / "out/units").exists()
     capsys.readouterr()
@@ -268,9 +308,21 @@ def test_a_quick_study_shares_nothing_with_a_full_one(name, called, tmp_path, mo
     assert "done" not in capsys.readouterr().out
 
 
+def slice_of_none(study, start, last):
+    (study.work / f"pretrain-{start}").mkdir(parents=True, exist_ok=True)
+    study.mark(f"pretrain-{start}").touch()
+    return {}
+
+
+def test_a_unit_that_leaves_nothing_is_not_run_for_ever(called, monkeypatch):
+    monkeypatch.setattr(LiberoStudy, "pretraining_slice", lambda study, start, last: {})
+    said = called("libero_study", "--quick", "--only", "pretrain/supervised*")
+    assert said.startswith("pretrain/supervised/0 was run and") and said.endswith("is not there")
+
+
 def test_a_unit_of_the_published_setting_says_how_it_is_made_again(called, tmp_path, monkeypatch):
     monkeypatch.setattr(libero_gpu.GpuStudy, "store", lambda study, suite: tmp_path)
-    called("libero_gpu", "--only", "data/libero_goal", "--datasets", "HERE", "--workers", "3")
+    assert not called("libero_gpu", "--only", "data/libero_goal", "--datasets", "HERE", "--workers", "3")
     made = json.loads((tmp_path / "out-official/units/data__libero_goal.json").read_text())
     assert "--recipe lawm --seeds 3 --workers 3 --datasets HERE --only" in made["versions"]["command"]
 

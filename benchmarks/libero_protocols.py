@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from harness import Target, answer, write_result
-from paired import play
+from paired import controls, lacking, play
 
 from lawm_policy.policies.loading import load_policy
 from lawm_policy.sim.libero_protocol import PRESETS
@@ -41,6 +41,8 @@ class Args:
     """stored states a task"""
     tasks: str = "all"
     """which"""
+    lacking: tuple[str, ...] = ()
+    """runs of the same that see nothing or hear nothing, played beside"""
     workers: int = 2
     """processes"""
     quick: bool = False
@@ -101,7 +103,7 @@ def main(args: Args) -> None:
         )
     visuals = card.get("visuals", "exact")
     rows: list[dict[str, Any]] = []
-    base = args.out / "played" / "0"
+    base, without = args.out / "played" / "0", lacking(args.lacking)
     for number, way in enumerate(ways()):
         played = args.out / "played" / str(number)
         grid = EvaluateArgs(
@@ -114,7 +116,8 @@ def main(args: Args) -> None:
             workers=args.workers,
             policy_factory=way.factory,
         )
-        rows.append({"way": way.name} | play(grid, base if number else None, LEARNT))
+        row = play(grid, base if number else None, LEARNT) | controls(grid, without)
+        rows.append({"way": way.name} | row)
     lost = f"minus {LEARNT}, points"
     changes = [abs(row[lost]) for row in rows if lost in row]  # no pair where each episode ended in an error
     write_result(

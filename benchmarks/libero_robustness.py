@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from harness import Target, answer, write_result
-from paired import play
+from paired import controls, lacking, play
 from table import line
 from table import table as markdown
 
@@ -49,6 +49,8 @@ class Args:
     """starts a task"""
     tasks: str = "all"
     """which"""
+    lacking: tuple[str, ...] = ()
+    """runs of the same that see nothing or hear nothing, played beside"""
     workers: int = 2
     """processes"""
     policy_factory: str = EvaluateArgs.policy_factory
@@ -67,7 +69,7 @@ def main(args: Args) -> None:
     suite = args.suite if "@" in args.suite else f"{args.suite}@lawm"
     if found := libero_suite(suite).rules["libero"]["perturb"]:
         raise UserError(f"expected a suite that is not perturbed yet, found {found}: leave it out of --suite")
-    base = args.out / "played" / THAN
+    base, without = args.out / "played" / THAN, lacking(args.lacking)
     if (base / SUMMARY).exists() and not args.resume:
         raise UserError(f"expected a new --out, found {base}: give --resume to go on")
 
@@ -82,12 +84,14 @@ def main(args: Args) -> None:
             policy_factory=args.policy_factory,
         )
 
-    rows = [{"axis": THAN, "grade": ""} | play(played(THAN, suite))]
+    first = played(THAN, suite)
+    rows = [{"axis": THAN, "grade": ""} | play(first) | controls(first, without)]
     for axis in AXES:
         for grade in GRADES:
             row: dict[str, Any] = {"axis": axis, "grade": grade}
             if axis in axes and str(grade) in grades:
-                row |= play(played(f"{axis}-{grade}", f"{suite}+{axis}:{grade}"), base, THAN)
+                grid = played(f"{axis}-{grade}", f"{suite}+{axis}:{grade}")
+                row |= play(grid, base, THAN) | controls(grid, without)
             rows.append(row)
     mild = [row[LOST] for row in rows if row["grade"] == 1 and LOST in row]
     whole = len(mild) == len(AXES)

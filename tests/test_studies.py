@@ -15,6 +15,7 @@ import libero_protocols
 import libero_robustness
 import libero_study
 import libero_units
+import paired
 import pytest
 from campaign import Unit
 from libero_units import FULL, LiberoStudy
@@ -418,6 +419,31 @@ def test_presets_draw_images_as_the_policy_learnt_from(tmp_path, monkeypatch, li
 def test_where_every_episode_is_an_error_nothing_is_measured(tmp_path, monkeypatch, lite_policy):
     result = protocols(tmp_path, monkeypatch, lambda grid, base, than: {"success %": None})
     assert result["targets"][0]["met"] is None
+
+
+def test_controls_are_named_by_what_they_lack_and_play_the_same(tmp_path, monkeypatch):
+    made = {
+        "whole": CONFIG,
+        "blind": replace(CONFIG, sees=False),
+        "both": replace(CONFIG, sees=False, hears=False),
+        "deaf": replace(CONFIG, hears=False),
+    }
+    monkeypatch.setattr(paired, "load_policy", lambda run: panda_policy(made[run]))
+    assert paired.lacking(["deaf", "blind"]) == {"no-language": "deaf", "blind": "blind"}
+    for runs, said in ((["whole"], "sees and hears"), (["blind", "both"], "second one that is blind")):
+        with pytest.raises(UserError, match=said):
+            paired.lacking(runs)
+    grids = []
+
+    def play(grid):
+        grids.append(grid)
+        return {"success %": 7.0, "95% interval": (1, 9), "errors": 0}
+
+    monkeypatch.setattr(paired, "play", play)
+    asked = EvaluateArgs("RUN", tmp_path / "light-2", suite="libero_goal@lawm+light:2", episodes=3)
+    row = paired.controls(asked, {"blind": "B"})
+    assert row == {"blind: success %": 7.0, "blind: 95% interval": (1, 9)}
+    assert grids == [replace(asked, run="B", out=tmp_path / "light-2-blind")]
 
 
 @pytest.mark.libero

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from lawm_policy import stats
+from lawm_policy.checkpoint import resolve, sha256_of
 from lawm_policy.config import load_config
 from lawm_policy.runs import versions, write_text
 from lawm_policy.sim.protocol import SUMMARY
@@ -41,6 +42,7 @@ TRIALS = {  # of the rate of fine-tuning: the same number for every arm
 LABEL_FREE: Overrides = (("data.trim_still", "false"),)
 TUNING_DRAW = 100  # a draw of demonstrations that the table never uses
 FEWEST = 3  # seeds that an interval is given for: of two it says nothing
+NO_EPISODE = "BrokenPremise"  # what the record of a state that is no episode begins with
 STOPPED = 143  # the exit status of what was told to stop
 
 
@@ -131,6 +133,14 @@ class Campaign(ABC):
         record = {"unit": unit, "seconds": round(time.time() - started, 1), "versions": made_by, **found}
         write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
+    def made_by(self) -> str:
+        """Of all units that are done: by which commits they were begun and ended, and on what."""
+        units = [json.loads(path.read_text()) for path in sorted((self.out / "units").glob("*.json"))]
+        commits = {unit["versions"]["commit"][:9] for unit in units if "versions" in unit}
+        commits |= {unit["begun_by"][:9] for unit in units if "begun_by" in unit}
+        machines = {unit["versions"]["hardware"]["cpu"] for unit in units if "versions" in unit}
+        return f"Units by commits {', '.join(sorted(commits))}, on {', '.join(sorted(machines))}."
+
     def spent(self) -> float:
         """Seconds of all units that are done; of one that was resumed, of its last part."""
         units = [json.loads(path.read_text()) for path in sorted((self.out / "units").glob("*.json"))]
@@ -140,17 +150,21 @@ class Campaign(ABC):
         """The file that says that it has been made."""
         return self.work / f"{what}.done"
 
-    def once(self, what: str, do: Callable[[], int | None]) -> None:
+    def once(self, what: str, do: Callable[[], int | None], asked: Any = None) -> None:
         """Makes what is missing. Of units side by side that need it, one makes it and the others wait; who
-        dies lets go of the lock."""
+        dies lets go of the lock. What was made on another request is refused."""
         self.work.mkdir(parents=True, exist_ok=True)
-        mark = self.mark(what)
+        mark, request = self.mark(what), repr(asked)
         with (self.work / f"{what}.lock").open("w") as lock:
             fcntl.lockf(lock, fcntl.LOCK_EX)
             if not mark.exists():
                 if do():
                     raise SystemExit(f"{what} failed")
-                mark.touch()
+                write_text(mark, request)
+            elif mark.read_text(encoding="utf-8") not in ("", request):
+                raise SystemExit(
+                    f"{mark} is of another request, {mark.read_text()}: remove what it stands for"
+                )
 
     @abstractmethod
     def pretraining(self, name: str) -> Path:
@@ -180,6 +194,7 @@ class Campaign(ABC):
         )
         told = {"held_out_loss": fitted.best_metric, "best_step": fitted.best_step, "steps": fitted.step}
         told |= {"fit_seconds": round(fitted.seconds, 1), "held_out": held_out(run)}
+        told |= {"start": weights_hash(self.pretraining(arm.start)) if arm.start else None}
         return Fitted(run, told | {"begun_by": json.loads((run / "versions.json").read_text())["commit"]})
 
     def choose(self, arm: Arm, names: Sequence[str]) -> Overrides:
@@ -200,6 +215,11 @@ class Fitted:
     told: dict[str, Any]
 
 
+def weights_hash(run: Path) -> str:
+    """Of the weights that are played or begun from: a pretraining that was lost and made again may differ."""
+    return sha256_of(resolve(run, "best") / "model.safetensors")[:16]
+
+
 def held_out(run: Path) -> dict[int, float]:
     """Step -> loss on demonstrations that it does not learn from."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
@@ -216,29 +236,34 @@ def to_its_end(result: FitResult) -> FitResult:
 def for_minutes(minutes: float, train: Callable[[], Any]) -> None:
     """Trains for so long and no longer: then it saves as when a batch system stops it, and another unit goes
     on. Nothing may follow the training in `train`."""
-    timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
+    over = threading.Event()
+
+    def stop() -> None:
+        over.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    timer = threading.Timer(60 * minutes, stop)
     timer.daemon = True
     timer.start()
     try:
         train()
     except SystemExit as end:
-        if end.code != STOPPED:
+        if end.code != STOPPED or not over.is_set():  # somebody else's word to stop ends no unit
             raise
     finally:
         timer.cancel()
 
 
-def played(grid: EvaluateArgs, harmless: str = "", lost: str = "") -> dict[str, str]:
-    """Task -> one character an initial state, in order: 1 success, 0 failure (an error that begins with
-    `lost`, the policy's doing, is one), and - where the state is no episode (its error begins with
-    `harmless`), which every arm finds alike."""
+def played(grid: EvaluateArgs) -> dict[str, str]:
+    """Task -> one character an initial state, in order: 1 success, 0 failure, and - where the state is no
+    episode, which every arm finds alike."""
     evaluate(replace(grid, resume=grid.out.exists()))
 
     def mark(record: Mapping[str, Any]) -> str:
         error = record["error"] or ""
-        if harmless and error.startswith(harmless):
+        if error.startswith(NO_EPISODE):
             return "-"
-        if error and not (lost and error.startswith(lost)):
+        if error:
             raise SystemExit(f"{grid.out.name}: {error}: the cell is not counted")
         return str(int(bool(record["success"])))
 

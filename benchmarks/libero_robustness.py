@@ -28,6 +28,7 @@ from lawm_policy.types import UserError
 
 THAN = "unperturbed"
 LOST = f"minus {THAN}, points"
+ENOUGH = 60.0  # percent unperturbed, from which on it is judged what is lost
 SHADES = "█▓▒░·"  # of success: the fuller the better, in steps of a fifth of what is had unperturbed
 
 
@@ -94,7 +95,8 @@ def main(args: Args) -> None:
                 row |= play(grid, base, THAN) | controls(grid, without)
             rows.append(row)
     mild = [row[LOST] for row in rows if row["grade"] == 1 and LOST in row]
-    whole = len(mild) == len(AXES)
+    # Who has little to lose, loses little.
+    whole = len(mild) == len(AXES) and (rows[0]["success %"] or 0.0) >= ENOUGH
     write_result(
         args.out,
         question="What does one policy lose under perturbations?",
@@ -106,7 +108,8 @@ def main(args: Args) -> None:
             Target("grade 1, worst axis, points", ">= -30", min(mild) if whole else None),
         ],
         notes=heat(rows) + f"\n\nOne policy on {suite}, {args.episodes} starts a task, the same in each row, "
-        "in pairs. Wilson's intervals, and those of paired differences. Starts that are no episode "
+        f"in pairs. Judged where it has {ENOUGH:.0f}% unperturbed. Wilson's intervals, and those of paired "
+        "differences, by which the map is shaded. Starts that are no episode "
         "(their premise does not hold) are errors and in no pair. Rows without numbers were not run.",
     )
 
@@ -121,12 +124,12 @@ def chosen(words: str, among: tuple[str, ...]) -> tuple[str, ...]:
 def heat(rows: list[dict[str, Any]]) -> str:
     """Axes by grades: success, and its shade."""
     base = rows[0]["success %"] or 0.0
-    cell = {(row["axis"], row["grade"]): row.get("success %") for row in rows}
+    cell = {(row["axis"], row["grade"]): row for row in rows}
 
-    def shown(value: float | None) -> str:
-        if value is None:
+    def shown(row: dict[str, Any]) -> str:
+        if (value := row.get("success %")) is None:
             return "not run"
-        lost = (base - value) / base if base else 1.0
+        lost = -row.get(LOST, 0.0) / base if base else 1.0
         step = min(max(int(lost * len(SHADES)), 0), len(SHADES) - 1)
         return f"{SHADES[step] * 3} {value:.0f}%"
 

@@ -34,7 +34,14 @@ PILOT_NS, QUICK_NS = (1, 3, 5, 10), (1,)
 BAND = (25.0, 60.0)  # percent, of scratch
 SEEDS, CONTROLS = 5, 3  # draws of what is compared, and of the policies beside it that lack something
 BLIND_MARGIN = 20.0  # points by which the best has to be better than a policy without eyes
-BESIDE = ("supervised", "blind", "no-language", "scratch-longer")  # never the best: headroom, controls
+BLIND_TOO = "blind-pretrained"
+BESIDE = (
+    "supervised",
+    "blind",
+    BLIND_TOO,
+    "no-language",
+    "scratch-longer",
+)  # never the best: headroom, controls
 LONGER = 3.0  # times the steps
 FIFTY_GOALS = {"libero_object": ">= 98", "libero_spatial": ">= 95", "libero_goal": ">= 90"}
 SLICES = 2  # units that a pretraining takes
@@ -57,13 +64,15 @@ class Args(StudyArgs):
 
 def arms(recipe: str) -> tuple[Arm, ...]:
     beside: dict[str, Any] = {"settings_of": "scratch", "seeds": CONTROLS}
+    blind = beside | {"overrides": (("policy.sees", "false"),)}
     return (
         Arm("scratch", "no pretraining", seeds=SEEDS),
         Arm(recipe, "frames and captions first", recipe, seeds=SEEDS),
         Arm("supervised", "the same episodes with their commands: the headroom", "supervised", seeds=SEEDS),
-        Arm("blind", "no images", overrides=(("policy.sees", "false"),), **beside),
+        Arm("blind", "no images", **blind),
+        Arm(BLIND_TOO, f"{recipe}, no images", recipe, **blind | {"settings_of": recipe}),
         Arm("no-language", "no instruction", overrides=(("policy.hears", "false"),), **beside),
-        Arm("scratch-longer", "three times the steps: what pretraining's are worth", longer=LONGER, **beside),
+        Arm("scratch-longer", "no pretraining, three times the steps", longer=LONGER, **beside),
     )
 
 
@@ -269,13 +278,15 @@ def table(study: LiberoStudy, args: Args) -> None:
         + ", ".join(f"{suite} {factor}" for suite, factor in WIDE.items())
         + "), fresh (LIBERO's regions), stored. A cell proves nothing where a policy without images comes "
         f"within {BLIND_MARGIN:.0f} points of the best of scratch and {args.recipe}, over the seeds that "
-        "both have. Not run: not run yet. All seeds play the same initial states, and an arm is pretrained "
-        "once: neither draw is in an interval. Beside n, one to four held-out demonstrations a task choose "
-        "the step whose weights are played. Rates are chosen on the first suite, by as many trials for each "
-        "arm; blind, no-language and scratch-longer take scratch's. What "
-        "is pretrained on are the judged suites' own tasks, other episodes, each with its instruction. "
+        "both have. Not run: not run yet. All seeds play the same initial states and draw from the same "
+        f"{round(0.9 * study.sizes.draws)} demonstrations a task, and a recipe is pretrained as often as its "
+        "row says: none of these draws is in an interval. Beside n, one to four held-out demonstrations a "
+        "task choose the step whose weights are played. Rates are chosen on the first suite, by as many "
+        "trials for each arm; blind, no-language and scratch-longer take scratch's, blind-pretrained the "
+        "recipe's. Pretraining has ten times the steps of fine-tuning. "
+        "What is pretrained on are the judged suites' own tasks, other episodes, each with its instruction. "
         "Demonstrations and videos are of states that the expert solves; what is played is not chosen so: "
-        "the expert's own row says how much of it can be solved by who learnt from him.",
+        "the expert's own row says how much of it can be solved by who learnt from him. " + study.made_by(),
     )
 
 
@@ -304,6 +315,7 @@ def cells(study: LiberoStudy, args: Args, suite: str, n: int, start: str) -> Cel
             seed: {
                 "successes": f["successes"] if start == MAIN else f["beside"][start],
                 "libero": f["libero"],
+                "start": f.get("start"),
             }
             for seed, f in found.items()
             if f is not None
@@ -323,16 +335,18 @@ def cell_rows(
         there = found[arm.name]
         if there:
             row |= compared(there, found["scratch"] if arm.name != "scratch" else None)
+            row["pretrainings"] = len({f["start"] for f in there.values() if f["start"]})
             row["made with"] = "; ".join(sorted({f["libero"] for f in there.values()}))
         rows.append(row | {"seeds": len(there)})
     return with_verdict(rows, found)
 
 
 def above_blind(found: Cells) -> float | None:
-    """By how many points the best of scratch and the recipe is above the policy without eyes, over the seeds
-    that both have; None where there are none."""
-    blind, margins = found.get("blind", {}), []
+    """By how many points the best of scratch and the recipe is above its like without eyes (the recipe's
+    begins with the same weights), over the seeds that both have; None where there are none."""
+    margins = []
     for arm, there in found.items():
+        blind = found.get("blind" if arm == "scratch" else BLIND_TOO) or found.get("blind", {})
         shared = there.keys() & blind.keys()
         if arm not in BESIDE and shared:
             margins.append(100 * float(np.mean([rate(there[s]) - rate(blind[s]) for s in sorted(shared)])))
@@ -385,11 +399,11 @@ def targets(
         suite = list(chosen or {})[k : k + 1]
         case = f"{suite[0]}, n = {chosen[suite[0]]}" if chosen and suite else f"{word} suite"
         main = {r["arm"]: r for r in rows if [r["suite"]] == suite and r["start"] == MAIN and "mean" in r}
+        if any(main.get(arm.name, {}).get("seeds", 0) < arm.seeds for arm in arms(args.recipe)[:4]):
+            main = {}  # nothing is judged before all seeds are there
         best, scratch = main.get(args.recipe, {}), main.get("scratch", {})
         gain, interval = best.get("minus_scratch"), best.get("minus_scratch_interval")
-        apart = (
-            above_blind(cells(study, args, suite[0], chosen[suite[0]], MAIN)) if chosen and suite else None
-        )
+        apart = above_blind(cells(study, args, suite[0], chosen[suite[0]], MAIN)) if chosen and main else None
         low, high = BAND
         found += [
             Target(f"{case}, wide: {args.recipe} - scratch, points", ">= 15", gain, interval),

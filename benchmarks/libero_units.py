@@ -13,7 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from campaign import LABEL_FREE, Arm, Campaign, Fitted, Overrides, for_minutes, played, to_its_end
+from campaign import (
+    LABEL_FREE,
+    Arm,
+    Campaign,
+    Fitted,
+    Overrides,
+    for_minutes,
+    played,
+    to_its_end,
+    weights_hash,
+)
 
 from lawm_policy.config import load_config
 from lawm_policy.data.lerobot_import import find_episodes, stage_stored
@@ -34,13 +44,11 @@ STARTS = ("wide", "fresh", "stored")  # the first is the main result
 MAIN = STARTS[0]
 POOL_SEED = 0  # the first state of what is pretrained on
 # What is learnt from: its first state, and where its episodes begin. `demos` are the pilot's and those of
-# tuning, `draws` those of the table: so many that two draws of ten have little in common.
+# tuning, `draws` those of the table: of two draws of ten, four are the same.
 KINDS = {"demos": (50_000, MAIN), "draws": (60_000, MAIN), "fifty": (70_000, "fresh")}
 assert max(seed for seed, _ in KINDS.values()) + 10_000 < min(SPLITS.values())
 PIXELS = 64
 SLICE = 40.0  # minutes that one unit of a long training takes
-NO_EPISODE = "BrokenPremise"  # what the record of a state that is no episode begins with
-DIVERGED = "Diverged"  # and of one in which the commands drove the simulation apart
 
 
 @dataclass(frozen=True)
@@ -169,12 +177,14 @@ class LiberoStudy(Campaign):
 
     def demo_store(self, suite: str, kind: str) -> Path:
         out = self.work / f"{kind}-{suite}"
-        self.once(out.name, lambda: join([self.demos(p, kind) for p in self.demo_parts(suite, kind)], out))
+        parts = self.demo_parts(suite, kind)
+        self.once(out.name, lambda: join([self.demos(part, kind) for part in parts], out), parts)
         return out
 
     def pool_store(self) -> Path:
         out = self.work / "pool"
-        self.once(out.name, lambda: join([self.pool(part) for part in self.sizes.pool], out))
+        parts = self.sizes.pool
+        self.once(out.name, lambda: join([self.pool(part) for part in parts], out), parts)
         return out
 
     def _collect(self, out: Path, part: Part, start: str, seed: int) -> None:
@@ -188,13 +198,16 @@ class LiberoStudy(Campaign):
             protocol=protocol(part.suite, start),
             workers=1,
         )
-        self.once(f"collect-{out.name}", lambda: collect(replace(asked, resume=out.exists())))
+        made = (part, start, seed)
+        self.once(f"collect-{out.name}", lambda: collect(replace(asked, resume=out.exists())), made)
 
     # Pretraining.
 
     def pretraining(self, name: str) -> Path:
         out = self.work / f"pretrain-{name}"
-        self.once(out.name, partial(self._pretrain, name, out))
+        s = self.sizes
+        asked = (s.pool, s.supervised if name == "supervised" else (s.pretrain, dict(s.recipes).get(name)))
+        self.once(out.name, partial(self._pretrain, name, out), asked)
         return out
 
     def pretraining_slice(self, name: str, last: bool) -> dict[str, Any]:
@@ -206,7 +219,8 @@ class LiberoStudy(Campaign):
             for_minutes(SLICE, lambda: self.pretraining(name))
         written = (self.work / f"pretrain-{name}").rglob("metrics.jsonl")  # each phase has one
         latest = max(written, key=lambda path: path.stat().st_mtime)
-        return {"metrics": latest.read_text(encoding="utf-8").splitlines()[-1]}
+        told = {"metrics": latest.read_text(encoding="utf-8").splitlines()[-1]}
+        return told | ({"weights": weights_hash(self.pretraining(name))} if last else {})
 
     def learnt_from(self, name: str) -> tuple[Path, ...]:
         if name == "supervised":
@@ -300,7 +314,7 @@ class LiberoStudy(Campaign):
             split=split,
             workers=1,
         )
-        return played(grid, harmless=NO_EPISODE, lost=DIVERGED)
+        return played(grid)
 
     @staticmethod
     def _played(run: Path, start: str) -> Path:

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from campaign import NO_EPISODE
+
 from lawm_policy.policies.loading import load_policy
-from lawm_policy.sim.protocol import SUMMARY, read_summary
+from lawm_policy.sim.protocol import SUMMARY, read, read_summary
 from lawm_policy.stages.compare import compare
 from lawm_policy.stages.evaluate import EvaluateArgs
 from lawm_policy.stages.evaluate import run as evaluate
@@ -18,6 +20,10 @@ from lawm_policy.types import UserError
 def play(grid: EvaluateArgs, base: Path | None = None, than: str = "") -> dict[str, Any]:
     """Plays what is missing of `grid`; the row says what was won, and how much less `than` in `base`."""
     evaluate(replace(grid, resume=(grid.out / SUMMARY).exists()))
+    if lost := next(
+        (r.error for r in read(grid.out) if r.error and not r.error.startswith(NO_EPISODE)), None
+    ):
+        raise SystemExit(f"{grid.out}: {lost}: the row is not counted; --resume plays that episode again")
     told = read_summary(grid.out)["all"]
     row = {key: told[key] for key in ("successes", "episodes", "errors")}
     row |= {"success %": None, "95% interval": None}

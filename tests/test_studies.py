@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import campaign
 import harness
@@ -148,6 +149,45 @@ def test_a_unit_waits_for_its_stage_and_for_what_it_goes_on_from():
     assert following([second, ["x/0"]]) == "x/0"
 
 
+def test_what_was_made_on_another_request_is_refused(study):
+    made = []
+    study.once("data", lambda: made.append(1), ("libero_goal", 50))
+    study.once("data", lambda: made.append(2), ("libero_goal", 50))
+    assert made == [1]
+    with pytest.raises(SystemExit, match=r"another request, \('libero_goal', 50\)"):
+        study.once("data", lambda: made.append(3), ("libero_goal", 80))
+
+
+def test_a_verdict_waits_for_all_seeds_and_names_pretrainings(study):
+    for seed in range(5):
+        for arm in ("scratch", "inverse-kl", "supervised", "blind")[: 3 if seed > 2 else 4]:
+            won = {"scratch": 4, "blind": 1}.get(arm, 9)
+            marks = {"t": "1" * won + "0" * (12 - won)}
+            start = f"weights-{seed // 4}" if arm == "inverse-kl" else None
+            beside = dict.fromkeys(("fresh", "stored"), marks)
+            write(study, f"libero_goal/n5/{arm}/{seed}", marks, beside=beside, libero="1.0", start=start)
+    cases, args = {"libero_goal": 5}, libero_study.Args()
+
+    def found():
+        rows = libero_study.cell_rows(study, args, "libero_goal", "wide", cases)
+        return rows, libero_study.targets(study, args, cases, rows, [])
+
+    rows, targets = found()
+    assert {row["arm"]: row.get("pretrainings") for row in rows}["inverse-kl"] == 2
+    assert targets[0].value > 15 and targets[2].value > 20
+    study.result_path("libero_goal/n5/scratch/3").unlink()
+    assert {target.value for target in found()[1]} == {None}
+
+
+def test_what_pretraining_adds_is_counted_in_pairs():
+    args = libero_gpu.Args(recipe="lawm", seeds=3)
+    whole = {("lawm", 50): {0: 80.0, 1: 50.0, 2: 70.0}, ("scratch", 50): {0: 70.0, 1: 45.0, 2: 55.0}}
+    *_, gain, low = libero_gpu.targets(whole, args, (50,))
+    assert gain.value == pytest.approx(10) and gain.interval[0] == low.value < 0
+    del whole["scratch", 50][1]
+    assert [target.value for target in libero_gpu.targets(whole, args, (50,))][1:] == [None, None]
+
+
 def test_what_is_lost_is_made_again_where_somebody_will_miss_it(study):
     """A work folder may be gone: its data are, what they were for may be done."""
     data, weights, args = study.work / "data.done", study.work / "weights", libero_study.Args(only="*")
@@ -189,9 +229,8 @@ def test_the_plan_says_what_every_unit_leaves_and_who_reads_it(study):
 
 
 def test_what_ended_in_an_error_is_marked_by_whose_doing_it_was(tmp_path, monkeypatch):
-    """A state that is no episode is nobody's, a simulation driven apart is the policy's; any other error
-    leaves no cell."""
-    errors = [None, "BrokenPremise: it fell", "Diverged: after 3 steps"]
+    """A state that is no episode is nobody's; any other error leaves no cell."""
+    errors = [None, "BrokenPremise: it fell"]
 
     def evaluate(grid):
         lines = [
@@ -205,16 +244,13 @@ def test_what_ended_in_an_error_is_marked_by_whose_doing_it_was(tmp_path, monkey
 
     monkeypatch.setattr(campaign, "evaluate", evaluate)
     grid = EvaluateArgs("run", tmp_path / "played", suite="tabletop")
-    ours = {"harmless": libero_units.NO_EPISODE, "lost": libero_units.DIVERGED}
-    assert campaign.played(grid, **ours) == {"t": "1-0"}
-    with pytest.raises(SystemExit, match="BrokenPremise: it fell: the cell is not counted"):
-        campaign.played(grid)
+    assert campaign.played(grid) == {"t": "1-"}
     errors.append("worker died")
     with pytest.raises(SystemExit, match="worker died: the cell is not counted"):
-        campaign.played(grid, **ours)
-    errors[3:] = [None, None]
+        campaign.played(grid)
+    errors[2:] = [None, None, None]
     with pytest.raises(SystemExit, match=str(campaign.STOPPED)):
-        campaign.played(grid, **ours)
+        campaign.played(grid)
 
 
 def test_the_table_learns_from_demonstrations_that_tuning_never_saw(study, monkeypatch, tmp_path):
@@ -256,7 +292,7 @@ def test_settings_are_chosen_on_validation_states_and_by_all_trials(study):
 def test_what_was_not_run_stays_open_in_the_table_of_perturbations():
     rows = [{"axis": "unperturbed", "grade": "", "success %": 80.0}]
     rows += [{"axis": a, "grade": g} for a in libero_robustness.AXES for g in libero_robustness.GRADES]
-    rows[1]["success %"] = 20.0
+    rows[1] |= {"success %": 20.0, libero_robustness.LOST: -60.0}
     told = libero_robustness.heat(rows)
     assert "| camera | ░░░ 20% | not run | not run |" in told
 
@@ -398,27 +434,23 @@ def protocols(tmp_path, monkeypatch, played):
 
 def test_presets_draw_images_as_the_policy_learnt_from(tmp_path, monkeypatch, lite_policy):
     grids = []
-    lost = {"success %": None}  # each episode of a way may end in an error
+    lost = {"success %": None, "episodes": 0, "errors": 20}  # of a way in which no start is an episode
 
     def played(grid, base, than):
         grids.append(grid)
-        if base is None or len(grids) == 2:
-            return lost
-        return {"minus as it learnt, points": 5.0 - len(grids)}
+        return lost if len(grids) == 2 else {"episodes": 20, "errors": 0}
 
     result = protocols(tmp_path, monkeypatch, played)
     assert {grid.suite.partition("@")[2] for grid in grids} == {
         f"{preset}+lite" for preset in libero_protocols.PRESETS
     }
-    assert result["targets"][0]["value"] == 3.0 and "lite images" in result["notes"]
+    assert result["targets"][0]["value"] == 100 / len(grids) and "lite images" in result["notes"]
     lite_policy.robot["flip"] = "rotate_180"
     with pytest.raises(UserError, match="not turned"):
         protocols(tmp_path, monkeypatch, played)
 
 
-def test_where_every_episode_is_an_error_nothing_is_measured(tmp_path, monkeypatch, lite_policy):
-    result = protocols(tmp_path, monkeypatch, lambda grid, base, than: {"success %": None})
-    assert result["targets"][0]["met"] is None
+SUMMED = ("successes", "episodes", "errors", "rate", "low", "high")
 
 
 def test_controls_are_named_by_what_they_lack_and_play_the_same(tmp_path, monkeypatch):
@@ -439,8 +471,16 @@ def test_controls_are_named_by_what_they_lack_and_play_the_same(tmp_path, monkey
         grids.append(grid)
         return {"success %": 7.0, "95% interval": (1, 9), "errors": 0}
 
-    monkeypatch.setattr(paired, "play", play)
+    unlike, paired_play = [None, "BrokenPremise: it fell"], paired.play
+    monkeypatch.setattr(paired, "evaluate", lambda grid: 1)
+    monkeypatch.setattr(paired, "read", lambda out: [SimpleNamespace(error=e) for e in unlike])
+    monkeypatch.setattr(paired, "read_summary", lambda out: {"all": dict.fromkeys(SUMMED, 0)})
     asked = EvaluateArgs("RUN", tmp_path / "light-2", suite="libero_goal@lawm+light:2", episodes=3)
+    assert paired_play(asked)["success %"] is None, "no start was an episode"
+    unlike.append("worker died")
+    with pytest.raises(SystemExit, match="worker died: the row is not counted"):
+        paired_play(asked)
+    monkeypatch.setattr(paired, "play", play)
     row = paired.controls(asked, {"blind": "B"})
     assert row == {"blind: success %": 7.0, "blind: 95% interval": (1, 9)}
     assert grids == [replace(asked, run="B", out=tmp_path / "light-2-blind")]

@@ -1,7 +1,7 @@
 """Datasets that LeRobot wrote, with our camera names, one size and a robot card.
 
-Our stores have LeRobot's layout, so its datasets can be used as they are; what is imported is also turned,
-made smaller, and known to be of a certain robot.
+Our stores have LeRobot's layout, so its datasets can be used as they are, where their cameras are video; what
+is imported is also turned, made smaller, made video, and known to be of a certain robot.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class StoredEpisode:
 
 def find_episodes(root: Path, rename: dict[str, str], embodiment: str) -> list[StoredEpisode]:
     """All episodes of a dataset; `rename` maps its camera names to ours, the others keep theirs."""
-    store = EpisodeStore.open(root)
+    store = EpisodeStore.open(root, pictures=True)
     if strange := sorted(set(rename) - set(store.cameras)):
         raise UserError(
             f"expected cameras among {', '.join(store.cameras)} in {root}, found {', '.join(strange)}: "
@@ -80,4 +80,4 @@ def stage_stored(
 
 @lru_cache(maxsize=2)
 def _opened(path: Path) -> EpisodeStore:
-    return EpisodeStore.open(path)
+    return EpisodeStore.open(path, pictures=True)

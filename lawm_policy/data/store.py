@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lawm_policy.data import layout
+from lawm_policy.data.images import read_images
 from lawm_policy.data.store_repair import Recovery, automatic_split, column_values, group_name, recover
 from lawm_policy.data.store_writer import StoreLock, StoreWriter
 from lawm_policy.data.video import VideoError, read_frames
@@ -54,10 +55,11 @@ class EpisodeStore:
         self.fps: int = int(info["fps"])
         features = info["features"]
         self.cameras: dict[str, tuple[int, int]] = {
-            key.removeprefix(layout.IMAGE_PREFIX): (int(f["shape"][0]), int(f["shape"][1]))
+            key.removeprefix(layout.IMAGE_PREFIX): _height_and_width(f)
             for key, f in features.items()
-            if f["dtype"] == "video"
+            if f["dtype"] in ("video", "image")
         }
+        self.pictures = tuple(key for key, f in features.items() if f["dtype"] == "image")  # in the tables
         self.state_names = _names(features.get(layout.STATE))
         self.action_names = _names(features.get(layout.ACTION))
         self.robot: dict[str, Any] | None = extra.get("robot")
@@ -69,8 +71,9 @@ class EpisodeStore:
         self._tables: dict[Path, pa.Table] = {}
 
     @classmethod
-    def open(cls, path: str | Path) -> EpisodeStore:
-        """Opens a store; one whose writing was interrupted is first brought to rest, and that is said."""
+    def open(cls, path: str | Path, pictures: bool = False) -> EpisodeStore:
+        """Opens a store; one whose writing was interrupted is first brought to rest, and that is said.
+        `pictures`: cameras may be kept as single images, which only an import reads."""
         root = Path(path)
         info_path = root / layout.INFO
         if not info_path.exists():
@@ -94,10 +97,12 @@ class EpisodeStore:
                 raise UserError(
                     f"expected a v3 dataset at {root}, found {version}: convert it with LeRobot's own script"
                 )
-            images = [k for k, f in info["features"].items() if f["dtype"] == "image"]
-            if images:
-                raise UserError(f"expected cameras as video at {root}, found image files for {images[0]}")
             store = cls(root, info, extra, rows)
+            if store.pictures and not pictures:
+                raise UserError(
+                    f"expected cameras as video at {root}, found single images for {store.pictures[0]}: "
+                    "`lawm import lerobot` makes them video"
+                )
             store.recovery = recovery
             store.check()
         except UserError:
@@ -122,7 +127,8 @@ class EpisodeStore:
         for position, episode in enumerate(self.episodes):
             if episode.index != position or episode.length < 1:
                 raise ValueError(f"episode {position} is numbered {episode.index}, length {episode.length}")
-            files = [self.data_file(position), *(self.video_file(position, c)[0] for c in self.cameras)]
+            filmed = [camera for camera in self.cameras if not self._picture_key(camera)]
+            files = [self.data_file(position), *(self.video_file(position, c)[0] for c in filmed)]
             if not all(path.resolve().is_relative_to(root) for path in files):
                 raise ValueError(f"episode {position} lies outside the store")
 
@@ -165,7 +171,8 @@ class EpisodeStore:
         if path not in self._tables:
             self._tables.clear()  # one file at a time: episodes are read in order
             try:
-                self._tables[path] = pq.read_table(path)
+                labels = [name for name in pq.read_schema(path).names if name not in self.pictures]
+                self._tables[path] = pq.read_table(path, columns=labels)
             except (pa.ArrowException, OSError) as error:
                 raise UserError(
                     f"expected readable rows in {path}, found {str(error).splitlines()[0]}: "
@@ -194,12 +201,21 @@ class EpisodeStore:
         """(T, H, W, 3) uint8, decoded now; with `size`, the centre square reduced to it."""
         if camera not in self.cameras:
             raise UserError(f"expected one of the cameras {sorted(self.cameras)}, found {camera!r}")
-        path, start = self.video_file(index, camera)
-        times = np.arange(self.episodes[index].length) / self.fps
+        length = self.episodes[index].length
         try:
+            if key := self._picture_key(camera):
+                frames = read_images(self.data_file(index), key, index, size)
+                if len(frames) != length:
+                    raise VideoError(f"{len(frames)} of {length} images of episode {index}")
+                return frames
+            path, start = self.video_file(index, camera)
+            times = np.arange(length) / self.fps
             return read_frames(path, times, start=start, tolerance=0.5 / self.fps, size=size)
         except VideoError as error:
             raise UserError(f"{error}: see `lawm inspect {self.path}`") from error
+
+    def _picture_key(self, camera: str) -> str | None:
+        return next((key for key in self.pictures if key.removeprefix(layout.IMAGE_PREFIX) == camera), None)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -247,6 +263,15 @@ def _read_rows(table: Path) -> list[dict[str, Any]]:
     columns = [name for name in pq.read_schema(table).names if not name.startswith("stats/")]
     rows: list[dict[str, Any]] = pq.read_table(table, columns=columns).to_pylist()
     return rows
+
+
+def _height_and_width(feature: dict[str, Any]) -> tuple[int, int]:
+    """LeRobot's own videos have their channels last, others' datasets also first: the names tell."""
+    shape, names = [int(n) for n in feature["shape"]], feature.get("names")
+    if isinstance(names, (list, tuple)) and {"height", "width"} <= set(names):
+        return shape[names.index("height")], shape[names.index("width")]
+    first = len(shape) == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3)
+    return (shape[1], shape[2]) if first else (shape[0], shape[1])
 
 
 def _names(feature: dict[str, Any] | None) -> tuple[str, ...] | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lawm_policy.policies.ensembling import Ensemble
+from lawm_policy.sim.libero_premise import Diverged
 from lawm_policy.sim.protocol import Actor, Episode, Seat
 
 Game = Generator[dict[str, Any], np.ndarray, Any]  # says what the policy sees, is sent a chunk of commands
@@ -77,7 +78,10 @@ def playing(
         chunk_NA = check_chunk(said, execute, width)
         for k in range(execute):
             env.render_now = k == execute - 1
-            observation, _, terminated, truncated, info = env.step(chunk_NA[k])
+            try:
+                observation, _, terminated, truncated, info = env.step(chunk_NA[k])
+            except Diverged:  # by its own commands: a failure, and no error of ours
+                return False, steps, instruction
             steps += 1
             if watch:
                 watch(steps)

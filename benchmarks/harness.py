@@ -64,9 +64,7 @@ def write_result(
     notes: str = "",
 ) -> None:
     """Writes result.json and page.md, prints the page. A missed target is printed as missed, and exits 0."""
-    out.mkdir(parents=True, exist_ok=True)
     command = "python " + shlex.join(["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])
-    judged = [asdict(target) | {"met": target.met} for target in targets]
     result = {
         "question": question,
         "command": command,
@@ -74,10 +72,18 @@ def write_result(
         "hardware": hardware(),
         "seeds": list(seeds),
         "seconds": round(seconds, 1),
-        "rows": list(rows),
-        "targets": judged,
         "notes": notes,
     }
+    judge_again(out, result, rows, targets)
+
+
+def judge_again(
+    out: Path, result: dict[str, Any], rows: Sequence[dict[str, Any]], targets: Sequence[Target]
+) -> None:
+    """The same measurement with these rows and targets."""
+    out.mkdir(parents=True, exist_ok=True)
+    judged = [asdict(target) | {"met": target.met} for target in targets]
+    result = result | {"rows": list(rows), "targets": judged}
     write_text(out / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     page = render(result)
     write_text(out / "page.md", page)

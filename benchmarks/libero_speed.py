@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Target, answer, interval_of_median, write_result
+from harness import Target, answer, judge_again, write_result
 
 from lawm_policy.sim import libero_assets
 from lawm_policy.sim.libero_control import SUBSTEPS
@@ -50,6 +50,8 @@ class Args:
     """a task"""
     memory: int = 200
     """episodes on one worker while its memory is watched"""
+    table: bool = False
+    """measure nothing: judge again what raw.json in OUT holds"""
 
 
 # ---------------------------------------------------------------------- in a process a side
@@ -295,6 +297,10 @@ class Side:
 
 def main(args: Args) -> None:
     started = time.monotonic()
+    if args.table:
+        raw, result = (json.loads((args.out / name).read_text()) for name in (RAW, "result.json"))
+        judge_again(args.out, result, *judge(**raw))
+        return
     libero_assets.check_ready()
     tasks, episodes = (args.tasks[:1], 2) if args.quick else (args.tasks, args.episodes)
     core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
@@ -331,8 +337,9 @@ def main(args: Args) -> None:
         rows=rows,
         targets=targets,
         notes=f"{len(tasks)} tasks ({', '.join(tasks)}), {episodes} stored states each, chunks of {EXECUTE} "
-        f"executed, two cameras at {PIXELS} px, limit {LIMIT}. Making the environment counts, once a task. A "
-        "ratio's interval is that of the median of the ratios of single episodes. Where an episode's time "
+        f"executed, two cameras at {PIXELS} px, limit {LIMIT}. Making the environment counts, once a task. "
+        "A ratio's interval is that of whole times with the episodes drawn anew, in pairs. Where an "
+        "episode's time "
         "goes: policy and reset as timed in it, the rest from the measured parts. Memory is watched while "
         f"{2 * KEPT} tasks take turns and {KEPT} compiled models stay. `ladder` takes one change after the "
         "other from LIBERO's way to ours, computed from the measured parts for an episode of mean length. "
@@ -369,7 +376,7 @@ def judge(
         name = row["what"]
         pairs = list(zip(played[SIDES[0]], played[name], strict=True))
         value = row["episodes an hour"] / rows[0]["episodes an hour"]
-        interval = interval_of_median([a["seconds"] / b["seconds"] for a, b in pairs])
+        interval = interval_of_ratio(pairs, sum(made[SIDES[0]]), sum(made[name]))
         targets.append(Target(f"{name}: episodes an hour, times LIBERO's own", goal, value, interval))
         unequal = sum(any(a[key] != b[key] for key in equal[name]) for a, b in pairs)
         what = f"{name}: episodes of {len(pairs)} not bit-equal in {', '.join(equal[name])}"
@@ -379,6 +386,17 @@ def judge(
     targets.append(Target(f"memory's growth over {len(megabytes)} episodes, MB", "<= 20", growth))
     steps = float(np.mean([e["steps"] for e in played[SIDES[0]]]))
     return rows + _ladder(rows[0], rows[1], rows[2], steps), targets
+
+
+def interval_of_ratio(
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]], made: float, ours: float
+) -> tuple[float, float]:
+    """Of the ratio of whole times, with the episodes drawn anew in pairs: bootstrap, 95%."""
+    seconds_N2 = np.array([(a["seconds"], b["seconds"]) for a, b in pairs])
+    drawn_BN = np.random.default_rng(0).integers(len(pairs), size=(4000, len(pairs)))
+    sums_B2 = seconds_N2[drawn_BN].sum(1) + np.array([made, ours])
+    low, high = np.percentile(sums_B2[:, 0] / sums_B2[:, 1], [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _steps_and_images(

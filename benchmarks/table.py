@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def main(args: Args) -> int:
             label_efficiency(study),
             libero(results.get(LIBERO, {"rows": []})["rows"]),
             summary(results, "benchmarks/results"),
-            tally(results),
+            tally(results, listed()),
         ],
     }
     stale = []
@@ -153,7 +154,7 @@ def span(interval: Sequence[float] | None) -> str:
     return "" if interval is None else f" ({interval[0]:.1f} to {interval[1]:.1f})"
 
 
-def tally(results: dict[str, dict[str, Any]]) -> str:
+def tally(results: dict[str, dict[str, Any]], every: Iterable[str] = ()) -> str:
     """How many targets were met, which were not, and of what some are not measured yet."""
     asked = [(name, t) for name, result in results.items() for t in result["targets"]]
     if not asked:
@@ -165,9 +166,17 @@ def tally(results: dict[str, dict[str, Any]]) -> str:
         told.append(f"Missed: {'; '.join(missed)}")
     if left := Counter(name for name, t in asked if t["met"] is None):
         told.append(f"Not measured yet: {', '.join(f'{k} of {name}' for name, k in left.items())}")
+    if none := [name for name in every if name not in results]:
+        told.append(f"Not run yet: {', '.join(none)}")
     if early := [name for name, r in results.items() if r["versions"]["commit"].endswith("+")]:
         told.append(f"Measured on code before it was committed: {', '.join(early)}")
     return ". ".join(told) + "."
+
+
+def listed() -> list[str]:
+    """The benchmarks that there are, by the list in their README."""
+    text = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    return re.findall(r"^\| `(\w+)\.py` \|", text, re.MULTILINE)
 
 
 def found(target: dict[str, Any]) -> str:

@@ -338,7 +338,7 @@ def _browser() -> Finding:
 
 
 def _libero() -> Iterator[Finding]:
-    """Optional: a note where it is not installed; broken where it is, and cannot be used as it is."""
+    """Optional: a note where it is not there; broken where it is, and cannot be used as it is."""
     from lawm_policy.sim import libero_assets as libero
 
     versions = libero.versions()
@@ -357,7 +357,9 @@ def _libero() -> Iterator[Finding]:
         yield Finding("libero", "ok", found)
     assets = libero.examine(libero.assets_folder(), thorough=True)
     if not assets.usable:
-        yield Finding("libero assets", "note", str(assets), libero.remedy())
+        # Not fetched yet is nothing broken; a folder that is not whole is.
+        state: State = "broken" if assets.folder.is_dir() else "note"
+        yield Finding("libero assets", state, str(assets), libero.remedy())
         return
     yield Finding("libero assets", "ok", str(assets))
     said, error = probe(LIBERO)

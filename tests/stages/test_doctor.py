@@ -131,9 +131,12 @@ def test_another_mujoco_than_libero_s_is_broken_unless_it_is_wanted(installed, m
 
 
 def test_libero_without_assets_or_with_a_frame_that_fails_says_so(installed, monkeypatch, tmp_path):
-    monkeypatch.setenv("LAWM_LIBERO_ASSETS", str(tmp_path))
+    monkeypatch.setenv("LAWM_LIBERO_ASSETS", str(tmp_path / "nowhere"))
     _, assets = doctor._libero()
-    assert assets.state == "note" and "files missing in" in assets.found and "mend that folder" in assets.mend
+    assert assets.state == "note" and "no folder" in assets.found and "mend that folder" in assets.mend
+    monkeypatch.setenv(libero_assets.GIVEN, str(tmp_path))
+    _, assets = doctor._libero()
+    assert assets.state == "broken" and "files missing in" in assets.found, "a folder that is not whole"
     whole = libero_assets.Assets(tmp_path, (), (), approximated=True, verified=False)
     monkeypatch.setattr(libero_assets, "examine", lambda folder, thorough: whole)
     monkeypatch.setattr(doctor, "LIBERO", "raise RuntimeError('no context')")

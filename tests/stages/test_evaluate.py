@@ -16,6 +16,7 @@ import pytest
 from lawm_policy.policies.ensembling import Ensemble
 from lawm_policy.sim import playing, protocol
 from lawm_policy.sim.crews import load_function
+from lawm_policy.sim.libero_premise import Diverged
 from lawm_policy.sim.suites import suite_named
 from lawm_policy.stages import evaluate
 from lawm_policy.stages.evaluate import EvaluateArgs
@@ -136,6 +137,22 @@ def test_only_chunk_ends_are_rendered():
         env.rendered = 0
         _, steps, _ = playing.play(env, actor, protocol.Episode("near", seed, 0), execute=4, limit=24)
         assert env.rendered == 1 + steps // 4
+
+
+def test_who_drives_the_simulation_apart_has_failed():
+    env = suite_named("fake_suite:suite").make()
+    step, taken = env.step, []
+
+    def apart(command):
+        taken.append(command)
+        if len(taken) == 6:
+            raise Diverged("numbers that are none")
+        return step(command)
+
+    env.step = apart
+    episode = protocol.Episode("near", 1, 0)
+    found = playing.play(env, load_function("fake_suite:Walker")(""), episode, execute=4, limit=24)
+    assert found == (False, 5, "do near")
 
 
 def test_blind_and_without_language():

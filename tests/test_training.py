@@ -120,6 +120,29 @@ def test_bf16_trains_float32_weights(tmp_path: Path) -> None:
     assert losses(tmp_path)[-1]["loss"] < losses(tmp_path)[0]["loss"]
 
 
+@pytest.mark.parametrize(
+    ("found", "kind"),
+    [
+        ({"avx512_f": True, "avx512_bf16": False}, torch.float32),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"architecture": "aarch64", "bf16": True}, torch.float32),  # nobody has measured it there
+    ],
+)
+def test_bf16_is_taken_where_the_processor_has_it(tmp_path: Path, monkeypatch, found, kind) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    kinds: set[torch.dtype] = set()
+
+    def step(model: nn.Module, b: Pairs) -> Any:
+        kinds.add(nn.functional.linear(b.x_BN, torch.ones(2, 8)).dtype)
+        return model(b)
+
+    train(tmp_path, precision="auto", fit_options={"step_fn": step})
+    assert kinds == {kind}
+    told = checkpoint.load(tmp_path).meta["training"]["precision"]
+    assert told == {torch.float32: "float32", torch.bfloat16: "bf16"}[kind]
+
+
 def test_clipping_bounds_the_update(tmp_path: Path) -> None:
     def loud(i: int) -> Pairs:
         b = batch(i)

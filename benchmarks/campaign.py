@@ -24,8 +24,9 @@ import numpy as np
 import torch
 
 from lawm_policy import stats
-from lawm_policy.checkpoint import resolve, sha256_of
+from lawm_policy.checkpoint import sha256_of
 from lawm_policy.config import load_config
+from lawm_policy.policies.loading import load_run
 from lawm_policy.runs import versions, write_text
 from lawm_policy.sim.protocol import SUMMARY
 from lawm_policy.stages.evaluate import EvaluateArgs
@@ -217,7 +218,7 @@ class Fitted:
 
 def weights_hash(run: Path) -> str:
     """Of the weights that are played or begun from: a pretraining that was lost and made again may differ."""
-    return sha256_of(resolve(run, "best") / "model.safetensors")[:16]
+    return sha256_of(load_run(run).folder / "model.safetensors")[:16]
 
 
 def held_out(run: Path) -> dict[int, float]:

@@ -146,7 +146,7 @@ def fit(
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bf16 is faster there. A CPU without its instructions takes two to three times as long as in
+    """Whether bf16 is faster there. A CPU without its instructions takes up to twice as long as in
     float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

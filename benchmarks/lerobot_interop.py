@@ -31,6 +31,7 @@ LEROBOT = "lerobot[dataset]==0.6.1"
 SIDE = Path(__file__).with_name("lerobot_side.py")
 FPS, SIZE = 20, 64
 CAMERAS = {"front": "image", "wrist": "image2"}  # ours, and their names in LIBERO's data set
+FORMS = {"video": 20, "image": 10}  # of its data sets of LIBERO: how frames are kept, and their label in Hz
 CODEC = 6.0  # grey levels, on average over an image: what lossy video may cost
 
 
@@ -175,8 +176,8 @@ def ours_reads_theirs(python: Path, root: Path) -> list[dict[str, Any]]:
 
 
 def libero_through_lerobot(python: Path, root: Path, episodes: int) -> list[dict[str, Any]]:
-    """Expert episodes of LIBERO, written by LeRobot as in its data set on the hub (turned by half a turn, its
-    names), imported, and replayed in the simulator."""
+    """Expert episodes of LIBERO, written by LeRobot as on its hub (turned by half a turn, its names),
+    imported, and replayed in the simulator."""
     env = LiberoEnv("libero_object-0", protocol="lawm+fresh+lite")
     played = [rollout(env, seed) for seed in range(episodes)]
     told: dict[str, Any] = {"episodes": episodes}
@@ -186,41 +187,52 @@ def libero_through_lerobot(python: Path, root: Path, episodes: int) -> list[dict
         told |= {f"state_{k}": episode.state_TP[:, : len(HAND)], f"action_{k}": episode.executed_TA}
         told[f"task_{k}"] = episode.text
     np.savez(root / "libero.npz", **told)
-    side(python, "write_libero", str(root / "libero"), str(root / "libero.npz"))
-    out = root / "imported"
-    source = ("import", "lerobot", str(root / "libero"), "--out", str(out))
-    if lawm([*source, "--robot", "libero", "--workers", "1"]):
-        raise SystemExit("lawm import lerobot failed")
-    store = EpisodeStore.open(out)
-    where = "LIBERO through LeRobot's data set"
-    images = {
-        camera: np.concatenate([store.frames(k, camera) for k in range(len(store.episodes))])
-        for camera in CAMERAS
-    }
-    again = []
-    for k, _ in enumerate(played):
-        env.reset(seed=k)
-        again.append(any(env.step(command)[2] for command in store.actions(k)))
+    rows = []
+    for form, labelled in FORMS.items():
+        theirs, out = root / f"libero-{form}", root / f"imported-{form}"
+        side(python, "write_libero", str(theirs), str(root / "libero.npz"), form, str(labelled))
+        source = ("import", "lerobot", str(theirs), "--out", str(out))
+        if lawm([*source, "--robot", "libero", "--workers", "1"]):
+            raise SystemExit("lawm import lerobot failed")
+        where = f"LIBERO through LeRobot, {form}s labelled {labelled} Hz"
+        rows += as_played(where, EpisodeStore.open(out), played, told)
+        again = replayed(env, EpisodeStore.open(out))
+        done = f"{sum(again)} of {sum(e.success for e in played)}"
+        rows.append(row(where, "episodes that succeed again, replayed", done, all(again) and bool(again)))
     env.close()
-    lengths = [e.length for e in store.episodes]
-    texts = [e.text for e in store.episodes]
+    return rows
+
+
+def as_played(
+    where: str, store: EpisodeStore, played: list[Any], told: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What was imported beside what was played."""
+    numbers = range(len(played))
+    lengths, texts = [e.length for e in store.episodes], [e.text for e in store.episodes]
     rows = [
         row(where, "lengths differ", *differing(lengths, [len(e.action_TA) for e in played])),
         row(where, "instructions differ", *differing(texts, [e.text for e in played])),
+        row(where, "frames a second", store.fps, store.fps == FPS),
         row(where, "the card's flip", store.robot["flip"], store.robot["flip"] == "rotate_180"),
     ]
     for name, found in (("state", store.state), ("action", store.actions)):
-        found_ND = np.concatenate([found(k) for k in range(episodes)])
-        told_ND = np.concatenate([told[f"{name}_{k}"] for k in range(episodes)])
+        found_ND = np.concatenate([found(k) for k in numbers])
+        told_ND = np.concatenate([told[f"{name}_{k}"] for k in numbers])
         rows.append(row(where, f"{name}, largest error", *largest(found_ND, told_ND, 0)))
     for camera, name in CAMERAS.items():
-        filmed = np.concatenate([told[f"{name}_{k}"] for k in range(episodes)])
-        rows.append(
-            row(where, f"{camera}, mean error to what was drawn", *mean(images[camera], filmed, CODEC))
-        )
-    done = f"{sum(again)} of {sum(e.success for e in played)}"
-    rows.append(row(where, "episodes that succeed again, replayed", done, all(again) and bool(again)))
+        images = np.concatenate([store.frames(k, camera) for k in numbers])
+        drawn = np.concatenate([told[f"{name}_{k}"] for k in numbers])
+        rows.append(row(where, f"{camera}, mean error to what was drawn", *mean(images, drawn, CODEC)))
     return rows
+
+
+def replayed(env: LiberoEnv, store: EpisodeStore) -> list[bool]:
+    """Which episodes succeed again with their commands alone."""
+    again = []
+    for k in range(len(store.episodes)):
+        env.reset(seed=k)
+        again.append(any(env.step(command)[2] for command in store.actions(k)))
+    return again
 
 
 def write_ours(path: Path, episodes: int, labelled: bool) -> dict[str, np.ndarray]:

@@ -1,8 +1,9 @@
 """The part of `lerobot_interop.py` that runs in LeRobot's own environment, without lawm_policy.
 
 `read ROOT OUT.npz` reads a store with LeRobotDataset; `write ROOT OUT.npz` writes one with it. Both leave
-in OUT.npz what LeRobot itself saw. `write_libero ROOT IN.npz` writes episodes of LIBERO in the form of its
-data set on the hub.
+in OUT.npz what LeRobot itself saw. `write_libero ROOT IN.npz video 20` writes episodes of LIBERO in the form
+of its data set on the hub, `write_libero ROOT IN.npz image 10` in the form of most that are derived from it:
+single images in the tables, labelled with half of their true rate.
 """
 
 import sys
@@ -99,17 +100,24 @@ def write(root: str, out: str) -> None:
     np.savez(out, **{key: np.array(value) for key, value in told.items()})
 
 
-def write_libero(root: str, source: str) -> None:
+def write_libero(root: str, source: str, form: str, fps: str) -> None:
     told = np.load(source)
     side = told["image_0"].shape[1]
-    image = {"dtype": "video", "shape": (side, side, 3), "names": ["height", "width", "channels"]}
+    image = {"dtype": form, "shape": (side, side, 3), "names": ["height", "width", "channels"]}
     features = {
         "observation.images.image": image,
         "observation.images.image2": image,
         "observation.state": {"dtype": "float32", "shape": (8,), "names": {"motors": LIBERO_STATE}},
         "action": {"dtype": "float32", "shape": (7,), "names": {"motors": LIBERO_ACTION}},
     }
-    dataset = LeRobotDataset.create("local/libero", fps=20, features=features, root=root, robot_type="panda")
+    dataset = LeRobotDataset.create(
+        "local/libero",
+        fps=int(fps),
+        features=features,
+        root=root,
+        robot_type="panda",
+        use_videos=form == "video",
+    )
     for episode in range(int(told["episodes"])):
         for t in range(len(told[f"action_{episode}"])):
             keys = ("image", "image2")

@@ -98,8 +98,8 @@ HALVES = ("0-4", "5-9")
 THREE = ("libero_object", "libero_goal", "libero_spatial")
 FULL = Sizes(
     suites=THREE,
-    # Five times what is learnt from, of the suites that the pilot chose, and fewer of the third.
-    pool=tuple(p for s, k in zip(THREE, (20, 50, 50), strict=True) for p in parts(s, HALVES, k)),
+    # Three times what is learnt from, of the suites that the pilot chose.
+    pool=tuple(p for s in ("libero_goal", "libero_spatial") for p in parts(s, HALVES, 30)),
     demo_tasks=HALVES,
     demos=14,
     draws=30,
@@ -110,14 +110,14 @@ FULL = Sizes(
     val_states=6,
     fifty_states=20,
     pretrain=(
-        ("train.steps", "6000"),
+        ("train.steps", "3000"),
         ("train.batch_size", "64"),
         ("train.eval_every", "500"),
         ("train.save_every", "150"),
         ("recipe.world_model.decode_steps", "3"),
     ),
-    recipes=(("inverse-kl", (("world.steps", "6000"),)),),
-    supervised=(("train.steps", "15000"), ("train.batch_size", "64"), ("train.eval_every", "500")),
+    recipes=(("inverse-kl", (("world.steps", "3000"),)),),
+    supervised=(("train.steps", "9000"), ("train.batch_size", "64"), ("train.eval_every", "500")),
     finetune=(("train.steps", "1200"), ("train.batch_size", "64"), ("train.eval_every", "200")),
     fifty_finetune=(("train.steps", "6000"), ("train.batch_size", "64"), ("train.eval_every", "1000")),
 )

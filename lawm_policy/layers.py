@@ -16,6 +16,12 @@ def to_unit(frames: Tensor) -> Tensor:
     return frames.float().mul_(1.0 / 255.0).sub_(0.5)
 
 
+def pixels_last(x_NCHW: Tensor) -> Tensor:
+    """The same numbers, the channels of a pixel side by side: convolutions and what follows them then run up
+    to a quarter faster on a CPU."""
+    return x_NCHW.contiguous(memory_format=torch.channels_last)
+
+
 def mlp(*widths: int, final_norm: bool = False) -> nn.Sequential:
     """Linear layers with SiLU between them (none after the last)."""
     layers: list[nn.Module] = []

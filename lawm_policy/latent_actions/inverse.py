@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lawm_policy.latent_actions.bottlenecks import BOTTLENECKS, BottleneckConfig, KLBottleneck, NoBottleneck
-from lawm_policy.layers import ConvNorm, masked_mean, mlp, stem_strides, to_unit
+from lawm_policy.layers import ConvNorm, masked_mean, mlp, pixels_last, stem_strides, to_unit
 from lawm_policy.types import Clip, multiple, within
 
 
@@ -53,7 +53,7 @@ class InverseEncoder(nn.Module):
             frames = disguise(frames)
         pairs = torch.cat([frames[:, :-1], frames[:, 1:] - frames[:, :-1]], dim=3)
         b, t, v = pairs.shape[:3]
-        x = self.stem(pairs.flatten(0, 2))
+        x = self.stem(pixels_last(pairs.flatten(0, 2)))
         x_NVD = self.flat(x.flatten(1)).view(b * t, v, -1) + self.view_embedding_VD[:v]
         mask_NV = clip.view_mask_BV.repeat_interleave(t, dim=0)
         return self.mix(masked_mean(x_NVD, mask_NV)).view(b, t, -1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lawm_policy.layers import ConvNorm, SpatialSoftmax, stem_strides, to_unit
+from lawm_policy.layers import ConvNorm, SpatialSoftmax, pixels_last, stem_strides, to_unit
 from lawm_policy.types import multiple, within
 
 
@@ -47,7 +47,7 @@ class ViewTrunk(nn.Module):
     def forward(self, frames_BVCHW: Tensor, language_BL: Tensor) -> Tensor:
         b, v = frames_BVCHW.shape[:2]
         condition = (language_BL[:, None] + self.view_embedding_VL[:v]).flatten(0, 1)
-        x = self.stem(to_unit(frames_BVCHW.flatten(0, 1)))
+        x = self.stem(pixels_last(to_unit(frames_BVCHW.flatten(0, 1))))
         for block in self.listen:
             x = x + block(x, condition)
         features = torch.cat([self.where(x), x.mean((2, 3)), self.layout(x).flatten(1)], dim=1)

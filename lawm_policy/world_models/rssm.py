@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lawm_policy.layers import ConvNorm, masked_mean, mlp, stem_strides, to_unit
+from lawm_policy.layers import ConvNorm, masked_mean, mlp, pixels_last, stem_strides, to_unit
 from lawm_policy.types import Clip, multiple, within
 
 GRID = 16  # cells a side of the map that the decoder reads x_t from
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
 
     def forward(self, frames_BVCHW: Tensor, view_mask_BV: Tensor) -> tuple[Tensor, Tensor]:
         b, v = frames_BVCHW.shape[:2]
-        fine = self.stem(frames_BVCHW.flatten(0, 1))
+        fine = self.stem(pixels_last(frames_BVCHW.flatten(0, 1)))
         view_BVD = self.flat(self.coarse(fine).flatten(1)).view(b, v, -1) + self.view_embedding_VD[:v]
         return masked_mean(view_BVD, view_mask_BV), fine.view(b, v, *fine.shape[1:])
 
@@ -102,7 +102,7 @@ class Decoder(nn.Module):
         state_NS = (state_BTS[:, :, None] + self.view_embedding_VD[:v]).flatten(0, 2)
         x = F.interpolate(self.start(state_NS).view(b * t * v, -1, 8, 8), scale_factor=2.0)
         skip = fine_BVCHW[:, None].expand(b, t, *fine_BVCHW.shape[1:]).flatten(0, 2)
-        x = self.join(torch.cat([x, skip], dim=1), state_NS)
+        x = self.join(pixels_last(torch.cat([x, skip], dim=1)), state_NS)
         for block in self.refine:
             x = block(F.interpolate(x, scale_factor=2.0), state_NS)
         painted = F.pixel_shuffle(self.paint(x), 2).float().unflatten(0, (b, t, v))

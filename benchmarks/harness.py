@@ -123,6 +123,14 @@ def show(value: Any) -> str:
     return str(value)
 
 
+def libero_made_with() -> str:
+    """The versions that decide LIBERO's numbers, and whether its pictures are its own."""
+    from lawm_policy.sim import libero_assets
+
+    versions = ", ".join(f"{name} {version}" for name, version in libero_assets.versions().items())
+    return f"LIBERO: {versions}, assets {libero_assets.described()['state']}"
+
+
 def answer(main: Callable[[Any], int | None], arguments: type) -> None:
     """Runs a benchmark; what whoever asked did wrong is one line and exit status 2."""
     try:

@@ -28,7 +28,7 @@ from fault_bench import Bench, FaultArgs, Stage, Trial, left_by_evaluation, prep
 from fault_cases import DAMAGE, Material, files_below
 from fault_policies import FAULTS
 from fault_processes import lawm
-from harness import answer
+from harness import answer, libero_made_with
 
 from lawm_policy.data.store import EpisodeStore
 from lawm_policy.sim import libero_assets
@@ -268,6 +268,7 @@ def main(args: Args) -> None:
         question="What of LIBERO survives faults of workers, disks, downloads, files, versions and policies?",
         notes="Kills come at a uniformly random moment after the stage has begun to write. A policy's or a "
         "worker's fault strikes once (the next try is whole), and each time (one clear record each)."
+        f" {libero_made_with()}."
         + ("" if os.geteuid() == 0 else " A full disk was not tried: mounting a small one needs root."),
     )
 

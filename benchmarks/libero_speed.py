@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Target, answer, judge_again, write_result
+from harness import Target, answer, judge_again, libero_made_with, write_result
 
 from lawm_policy.sim import libero_assets
 from lawm_policy.sim.libero_control import SUBSTEPS
@@ -343,8 +343,7 @@ def main(args: Args) -> None:
         "goes: policy and reset as timed in it, the rest from the measured parts. Memory is watched while "
         f"{2 * KEPT} tasks take turns and {KEPT} compiled models stay. `ladder` takes one change after the "
         "other from LIBERO's way to ours, computed from the measured parts for an episode of mean length. "
-        f"LIBERO: {', '.join(f'{k} {v}' for k, v in libero_assets.versions().items())}, assets "
-        f"{libero_assets.described()['state']}.",
+        f"{libero_made_with()}.",
     )
 
 

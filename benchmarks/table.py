@@ -97,9 +97,15 @@ def summary(results: dict[str, dict[str, Any]], folder: str) -> str:
             met = sum(t["met"] is True for t in asked)
             told = f"{first['name']}: {found(first)}, goal {first['goal']}"
             lines.append(
-                line(f"[{name}]({folder}/{name}/page.md)", result["question"], told, f"{met} of {len(asked)}")
+                line(
+                    f"[{name}]({folder}/{name}/page.md)",
+                    result["question"],
+                    told,
+                    f"{met} of {len(asked)}",
+                    result["hardware"]["cpu"],
+                )
             )
-    return table(("benchmark", "question", "first of its targets (95% interval)", "met"), lines)
+    return table(("benchmark", "question", "first of its targets (95% interval)", "met", "processor"), lines)
 
 
 def label_efficiency(results: dict[str, dict[str, Any]]) -> str:
@@ -122,7 +128,12 @@ def label_efficiency(results: dict[str, dict[str, Any]]) -> str:
                 "" if gain is None else f"{gain:+.1f}{span(judged['minus_scratch_interval'])}",
             )
         )
-    columns = ("success (95% interval over seeds)", *(f"n = {n}" for n in numbers))
+    first, *others = numbers or [0]
+    columns = (
+        "success (95% interval over seeds)",
+        f"n = {first} demonstrations a task",
+        *(f"n = {n}" for n in others),
+    )
     return table((*columns, f"minus scratch, n = {JUDGED_AT}"), lines)
 
 

@@ -93,6 +93,8 @@ def parse(args_class: type[Any], argv: Sequence[str], prog: str) -> Any:
     err = io.StringIO()
     try:
         asked = {"-h", "--help"} & set(rest)
+        if asked:  # of the whole verb: arguments that are there already would be left out
+            rest = ["--help"]
         with contextlib.redirect_stderr(err), contextlib.nullcontext() if asked else _wide():
             args = tyro.cli(
                 args_class,

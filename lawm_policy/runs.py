@@ -22,10 +22,13 @@ from lawm_policy.types import UserError
 PACKAGES = (
     "accelerate",
     "av",
+    "bddl",
     "gymnasium",
+    "hf-libero",
     "mujoco",
     "numpy",
     "pyarrow",
+    "robosuite",
     "safetensors",
     "torch",
     "transformers",

@@ -94,9 +94,10 @@ def test_a_missed_target_is_printed_as_missed():
         {"arm": "later", "n": 10, "seeds": 0, "says": "not run"},
     ]
     result = {"question": "q?", "targets": [target], "rows": rows, "versions": {"commit": "abc"}}
+    result |= {"hardware": {"cpu": "a processor"}}
     results = {"label_efficiency": result}
     assert "| t | >= 3 | 2 (1 to 2.5) | **missed** |" in table.targets(results, "results")
-    assert "| q? | t: 2 (1 to 2.5), goal >= 3 | 0 of 1 |" in table.summary(results, "results")
+    assert "| q? | t: 2 (1 to 2.5), goal >= 3 | 0 of 1 | a processor |" in table.summary(results, "results")
     found = table.label_efficiency(results)
     assert "| scratch: words | 40.0% (30.0 to 50.0), 3 seeds |  |  |" in found
     assert "| best: words | 60.0%, 3 seeds | 90.0%, 3 seeds | +20.0 (-1.0 to 41.0) |" in found

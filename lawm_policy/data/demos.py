@@ -184,13 +184,14 @@ def _require_labels(store: EpisodeStore, config: DemoConfig) -> None:
     missing = [camera for camera in config.cameras if camera not in store.cameras]
     if missing:
         raise UserError(
-            f"expected cameras {', '.join(config.cameras)} in {store.path}, "
-            f"found {', '.join(store.cameras)}: set the cameras to those of the store"
+            f"expected cameras {', '.join(config.cameras)} in {store.path}, found "
+            f"{', '.join(store.cameras)}: rename them by `lawm import lerobot --rename`, or choose "
+            "policy.policy.cameras (recipe.policy.cameras in pretraining, where a policy begins with one)"
         )
     if abs(store.fps - config.hz * config.commands_per_latent) > 1e-6:
         raise UserError(
             f"expected commands at {config.commands_per_latent} x {config.hz:g} Hz in {store.path}, found "
-            f"{store.fps} Hz: choose hz and commands_per_latent whose product is {store.fps}"
+            f"{store.fps} Hz: choose policy.controller.commands_per_latent whose product with data.hz is that"
         )
 
 

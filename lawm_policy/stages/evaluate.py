@@ -59,9 +59,11 @@ class EvaluateArgs:
     out: Path
     """Folder for episodes.jsonl, summary.json and video/."""
     suite: str = "tabletop"
-    """Family of tasks, by name or as "module:function" that makes a `Suite`."""
+    """tabletop; libero_spatial, libero_object, libero_goal, libero_10 or libero_90, with how to play after an
+    @ (libero_goal@openvla+lite, see docs/libero.md); or "module:function" that makes a `Suite`."""
     tasks: str = "all"
-    """Names or kinds of tasks, separated by commas; or all, train, held_out."""
+    """Names or kinds of tasks, separated by commas; or all, train, held_out; LIBERO: numbers such as 0,3 or
+    0-4."""
     episodes: int = 20
     """Initial states a task."""
     split: Literal["val", "test"] = "test"

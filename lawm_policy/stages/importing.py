@@ -196,6 +196,8 @@ def _check(args: ImportArgs) -> None:
             raise UserError(
                 f"expected --{name} with {' or '.join(kinds)} alone, found it with {args.kind}: leave it out"
             )
+    if not args.source:
+        raise UserError(f"expected SRC, what is to be imported as {args.kind}, found nothing: name a folder")
     if args.kind != "libero":
         if len(args.source) > 1:
             raise UserError(

@@ -28,7 +28,7 @@ from lawm_policy.checkpoint import sha256_of
 from lawm_policy.config import load_config
 from lawm_policy.policies.loading import load_run
 from lawm_policy.runs import versions, write_text
-from lawm_policy.sim.protocol import SUMMARY
+from lawm_policy.sim.protocol import SUMMARY, is_no_episode
 from lawm_policy.stages.evaluate import EvaluateArgs
 from lawm_policy.stages.evaluate import run as evaluate
 from lawm_policy.stages.finetune import FinetuneConfig, finetune
@@ -43,7 +43,6 @@ TRIALS = {  # of the rate of fine-tuning: the same number for every arm
 LABEL_FREE: Overrides = (("data.trim_still", "false"),)
 TUNING_DRAW = 100  # a draw of demonstrations that the table never uses
 FEWEST = 3  # seeds that an interval is given for: of two it says nothing
-NO_EPISODE = "BrokenPremise"  # what the record of a state that is no episode begins with
 STOPPED = 143  # the exit status of what was told to stop
 
 
@@ -262,7 +261,7 @@ def played(grid: EvaluateArgs) -> dict[str, str]:
 
     def mark(record: Mapping[str, Any]) -> str:
         error = record["error"] or ""
-        if error.startswith(NO_EPISODE):
+        if is_no_episode(error):
             return "-"
         if error:
             raise SystemExit(f"{grid.out.name}: {error}: the cell is not counted")

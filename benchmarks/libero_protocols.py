@@ -119,7 +119,7 @@ def main(args: Args) -> None:
         row = play(grid, base if number else None, LEARNT) | controls(grid, without)
         rows.append({"way": way.name} | row)
     ended = sum(row["episodes"] for row in rows)
-    lost = sum(row["errors"] for row in rows)
+    lost = sum(row["no_episode"] for row in rows)
     write_result(
         args.out,
         question="Why do two people's LIBERO numbers differ?",

@@ -110,7 +110,7 @@ def main(args: Args) -> None:
         notes=heat(rows) + f"\n\nOne policy on {suite}, {args.episodes} starts a task, the same in each row, "
         f"in pairs. Judged where it has {ENOUGH:.0f}% unperturbed. Wilson's intervals, and those of paired "
         "differences, by which the map is shaded. Starts that are no episode "
-        "(their premise does not hold) are errors and in no pair. Rows without numbers were not run.",
+        "(their premise does not hold) are in no pair. Rows without numbers were not run.",
     )
 
 

@@ -7,10 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from campaign import NO_EPISODE
-
 from lawm_policy.policies.loading import load_policy
-from lawm_policy.sim.protocol import SUMMARY, read, read_summary
+from lawm_policy.sim.protocol import SUMMARY, is_no_episode, read, read_summary
 from lawm_policy.stages.compare import compare
 from lawm_policy.stages.evaluate import EvaluateArgs
 from lawm_policy.stages.evaluate import run as evaluate
@@ -20,12 +18,10 @@ from lawm_policy.types import UserError
 def play(grid: EvaluateArgs, base: Path | None = None, than: str = "") -> dict[str, Any]:
     """Plays what is missing of `grid`; the row says what was won, and how much less `than` in `base`."""
     evaluate(replace(grid, resume=(grid.out / SUMMARY).exists()))
-    if lost := next(
-        (r.error for r in read(grid.out) if r.error and not r.error.startswith(NO_EPISODE)), None
-    ):
+    if lost := next((r.error for r in read(grid.out) if r.error and not is_no_episode(r.error)), None):
         raise SystemExit(f"{grid.out}: {lost}: the row is not counted; --resume plays that episode again")
     told = read_summary(grid.out)["all"]
-    row = {key: told[key] for key in ("successes", "episodes", "errors")}
+    row = {key: told[key] for key in ("successes", "episodes", "no_episode")}
     row |= {"success %": None, "95% interval": None}
     if told["episodes"]:
         row |= {"success %": 100 * told["rate"], "95% interval": (100 * told["low"], 100 * told["high"])}

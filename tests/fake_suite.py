@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import gymnasium
 import numpy as np
 
 from lawm_policy.policies.ensembling import Ensemble
+from lawm_policy.sim.libero_premise import BrokenPremise
 from lawm_policy.sim.protocol import Suite
 from lawm_policy.types import UserError
 
@@ -80,6 +82,19 @@ def suite() -> Suite:
     )
 
 
+class BrokenStart(PointEnv):
+    """What is far begins in no episode, once."""
+
+    def reset(self, *, seed=None, options=None):
+        if options["task"] == "far" and seed % 2:
+            raise BrokenPremise("the goal fell over")
+        return super().reset(seed=seed, options=options)
+
+
+def suite_with_a_broken_start() -> Suite:
+    return replace(suite(), make=BrokenStart)
+
+
 class Walker:
     """Walks to the goal that it sees, with a step of its own chance."""
 
@@ -119,6 +134,14 @@ class Bad(Walker):
                     Path(flag).touch()
                     raise RuntimeError("once")
         return super().act(observation)
+
+
+class Changing(Walker):
+    """Another one whenever it is loaded again."""
+
+    def __init__(self, run=""):
+        self.sha256 = "later" if Path(run).exists() else "walker"
+        Path(run).touch()
 
 
 class Crowd:

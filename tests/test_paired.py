@@ -35,11 +35,11 @@ def protocols(tmp_path, monkeypatch, played):
 
 def test_presets_draw_images_as_the_policy_learnt_from(tmp_path, monkeypatch, lite_policy):
     grids = []
-    lost = {"success %": None, "episodes": 0, "errors": 20}  # of a way in which no start is an episode
+    lost = {"success %": None, "episodes": 0, "no_episode": 20}  # of a way in which no start is an episode
 
     def played(grid, base, than):
         grids.append(grid)
-        return lost if len(grids) == 2 else {"episodes": 20, "errors": 0}
+        return lost if len(grids) == 2 else {"episodes": 20, "no_episode": 0}
 
     result = protocols(tmp_path, monkeypatch, played)
     assert {grid.suite.partition("@")[2] for grid in grids} == {
@@ -51,7 +51,7 @@ def test_presets_draw_images_as_the_policy_learnt_from(tmp_path, monkeypatch, li
         protocols(tmp_path, monkeypatch, played)
 
 
-SUMMED = ("successes", "episodes", "errors", "rate", "low", "high")
+SUMMED = ("successes", "episodes", "no_episode", "rate", "low", "high")
 
 
 def test_controls_are_named_by_what_they_lack_and_play_the_same(tmp_path, monkeypatch):
@@ -70,7 +70,7 @@ def test_controls_are_named_by_what_they_lack_and_play_the_same(tmp_path, monkey
 
     def play(grid):
         grids.append(grid)
-        return {"success %": 7.0, "95% interval": (1, 9), "errors": 0}
+        return {"success %": 7.0, "95% interval": (1, 9), "no_episode": 0}
 
     unlike, paired_play = [None, "BrokenPremise: it fell"], paired.play
     monkeypatch.setattr(paired, "evaluate", lambda grid: 1)

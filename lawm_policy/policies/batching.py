@@ -19,10 +19,10 @@ class Batcher:
     """`batcher(observations)` is one chunk of commands for each."""
 
     def __init__(self, actor: Any, width: int, device: str) -> None:
-        if not hasattr(actor, "act_batch"):
+        if not (hasattr(actor, "act_batch") and hasattr(actor, "ensemble")):
             raise UserError(
-                f"expected a policy with `act_batch` for --batch {width}, found {type(actor).__name__}: "
-                "leave --batch out, and each worker has a policy of its own"
+                f"expected a policy with `act_batch` and `ensemble` for --batch {width}, found "
+                f"{type(actor).__name__}: leave --batch out, and each worker has a policy of its own"
             )
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("expected a GPU for --device cuda, found none: leave --device out")

@@ -10,6 +10,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import sysconfig
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -44,7 +45,11 @@ def load_function(spec: str) -> Any:
 def one_line(error: BaseException) -> str:
     """`Type: message (file:line)`, the place being the last one outside the standard library."""
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    library = sysconfig.get_path("stdlib")
+    packages = sysconfig.get_path("purelib")
+    ours = [f for f in frames if not f.filename.startswith(library) or f.filename.startswith(packages)]
+    last = (ours or frames)[-1:]
+    place = "".join(f" ({os.path.basename(frame.filename)}:{frame.lineno})" for frame in last)
     return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 

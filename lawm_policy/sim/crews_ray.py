@@ -26,7 +26,11 @@ class RayDesk:
         os.environ.update(variables)
         self._desk: Desk | None = None
 
-    def begin(self, setup: str, arguments: Mapping[str, Any]) -> Message:
+    def begin(self, folder: str, setup: str, arguments: Mapping[str, Any]) -> Message:
+        try:
+            os.chdir(folder)  # what paths are relative to; Ray's own is where a node was started
+        except OSError:
+            return "mistake", f"expected {folder} on every node, found none on one: share that file system"
         self._desk, first = open_desk(setup, arguments)
         return first
 
@@ -41,7 +45,7 @@ class RayWorker(Worker):
         self._ray = ray
         variables = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
         self._actor = ray.remote(num_cpus=1, max_restarts=0)(RayDesk).remote(variables)
-        self.says = self._actor.begin.remote(setup, dict(arguments))
+        self.says = self._actor.begin.remote(os.getcwd(), setup, dict(arguments))
 
     def tell(self, message: Message) -> None:
         self.says = self._actor.tell.remote(message)

@@ -16,13 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lawm_policy.config import nearest
 from lawm_policy.types import UserError
-
-if TYPE_CHECKING:
-    pass
 
 TASK_COUNTS = {
     "libero_spatial": 10,
@@ -168,6 +165,9 @@ def task_names(suite: str) -> tuple[str, ...]:
 def split_task(task: str) -> tuple[str, int]:
     """ "libero_object-3" -> suite and index."""
     suite, _, index = task.rpartition("-")
+    if suite not in TASK_COUNTS:
+        suites = ", ".join(TASK_COUNTS)
+        raise UserError(f"expected a task as libero_object-3, of {suites}, found {task!r}: name one of these")
     if task not in task_names(suite):
         raise UserError(
             f"expected a task as {suite}-0 to {suite}-{TASK_COUNTS[suite] - 1}, found {task!r}: "

@@ -21,14 +21,14 @@ from lawm_policy.types import UserError
 class LiberoSuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     """All tasks of a suite behind one reset, for the evaluator: `options={"task": ...}` chooses.
 
-    The compiled models stay, up to `kept` of them.
+    The compiled models stay, up to `kept` of them (90 MB each).
     """
 
     def __init__(
         self,
         suite: str,
         protocol: LiberoProtocol | str = "lawm",
-        kept: int = 10,
+        kept: int = 2,
         distractors: int = 0,
         **settings: Any,
     ):

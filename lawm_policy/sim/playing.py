@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import zlib
 from collections.abc import Callable, Generator
@@ -64,7 +65,7 @@ def playing(
     _seed(episode)
     width = env.action_space.shape[0]
     felt = _felt(env, actor)
-    env.render_now = True
+    env.render_now = not blind
     observation, info = env.reset(seed=episode.init_state, options={"task": episode.task})
     instruction = "" if no_language else str(info["instruction"])
     steps = 0
@@ -77,7 +78,7 @@ def playing(
         said = yield {"images": images, "state": observation["state"][felt], "instruction": instruction}
         chunk_NA = check_chunk(said, execute, width)
         for k in range(execute):
-            env.render_now = k == execute - 1
+            env.render_now = not blind and k == execute - 1
             try:
                 observation, _, terminated, truncated, info = env.step(chunk_NA[k])
             except Diverged:  # by its own commands: a failure, and no error of ours
@@ -113,6 +114,7 @@ def check_chunk(chunk_NA: Any, execute: int, width: int) -> np.ndarray:
 def _seed(episode: Episode) -> None:
     """A policy that draws, draws the same whichever worker plays the episode, and after whatever."""
     value = zlib.crc32("/".join(map(str, episode)).encode())
+    random.seed(value)
     np.random.seed(value)  # noqa: NPY002 (a policy may use it; ours do not)
     if torch := sys.modules.get("torch"):
         torch.manual_seed(value)

@@ -19,6 +19,7 @@ import numpy as np
 
 from lawm_policy.policies.ensembling import Ensemble
 from lawm_policy.runs import read_record
+from lawm_policy.sim.libero_premise import BrokenPremise
 from lawm_policy.stats import wilson
 from lawm_policy.types import UserError
 
@@ -53,6 +54,15 @@ class Record:
     @property
     def episode(self) -> Episode:
         return Episode(self.task, self.init_state, self.seed)
+
+    @property
+    def no_episode(self) -> bool:
+        return is_no_episode(self.error)
+
+
+def is_no_episode(error: str | None) -> bool:
+    """The initial state does not hold: nobody's failure and no fault, and the same at every try."""
+    return error is not None and error.startswith(BrokenPremise.__name__)
 
 
 _KINDS = {
@@ -226,7 +236,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def count(records: Iterable[Record]) -> dict[str, Any]:
-    """Successes with a Wilson interval; errors apart, they are nobody's failure."""
+    """Successes with a Wilson interval; errors, and states that are no episodes, apart: nobody's failures."""
     records = list(records)
     ended = [r for r in records if r.error is None]
     rate = wilson(sum(bool(r.success) for r in ended), len(ended))
@@ -236,7 +246,8 @@ def count(records: Iterable[Record]) -> dict[str, Any]:
         "rate": rate.value if ended else None,
         "low": rate.low,
         "high": rate.high,
-        "errors": len(records) - len(ended),
+        "errors": sum(r.error is not None and not r.no_episode for r in records),
+        "no_episode": sum(r.no_episode for r in records),
     }
 
 

@@ -70,7 +70,8 @@ def run_jobs(
     """
     if workers == 0:
         desk = Desk(setup, arguments)
-        for index, job in enumerate(jobs):
+        first = {what: place for place, what in reversed(list(enumerate(map(kind or id, jobs))))}
+        for index, job in sorted(enumerate(jobs), key=lambda one: first[(kind or id)(one[1])]):
             said, value = desk.tell(("job", job))
             while said == "question":
                 [told] = _answers(answer, [value])
@@ -161,6 +162,7 @@ class _Pool:
                         "--job-seconds, and --resume"
                     ) from None
                 for (worker, _), told in zip(asking, answers, strict=True):
+                    worker.deadline = time.monotonic() + self.job_seconds  # it was not silent: it waited
                     worker.tell(told)
 
     def _answers_in_time(self, questions: list[Any]) -> list[Message]:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 EMBODIMENT = "panda"
 SIZES = (64, 128, 256)
-SCENES = 4  # of an episode: where the expert gives one up, or nobody could do the task, the next is tried
+SCENES = 4  # of an episode: where the expert gives one up, or nobody could do the task, another is tried
+ELSEWHERE = 10**9  # the others' seeds are this far away: in no other collection, and no evaluation
 KEPT = 2  # compiled tasks a worker holds, 90 MB each
 
 
@@ -60,10 +61,10 @@ def check(args: CollectArgs) -> list[Slot]:
             f"expected a protocol whose states are drawn (+fresh or +wide:3), found {args.protocol}: "
             "the stored states are what everybody tests on"
         )
-    if args.seed + SCENES * args.episodes > SPLITS["val"]:
+    if args.seed + args.episodes > SPLITS["val"]:
         raise UserError(
             f"expected seeds below {SPLITS['val']}, where validation begins, found {args.seed} and "
-            f"{args.episodes} episodes, {SCENES} scenes each: lower --seed or --episodes"
+            f"{args.episodes} episodes: lower --seed or --episodes"
         )
     return [
         Slot(EMBODIMENT, task, args.seed + k, EMBODIMENT)
@@ -104,7 +105,7 @@ def performer(args: CollectArgs, attempts: int) -> Callable[[Slot], tuple[Rollou
 
     def perform(slot: Slot) -> tuple[Rollout | None, int]:
         env, failures = env_of(slot.task), 0
-        for scene in range(slot.seed, slot.seed + SCENES * args.episodes, args.episodes):  # nobody else's
+        for scene in range(slot.seed, slot.seed + SCENES * ELSEWHERE, ELSEWHERE):
             with suppress(BrokenPremise):  # nobody could do the task from there
                 for attempt in range(attempts):
                     with suppress(Diverged):

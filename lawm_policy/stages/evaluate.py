@@ -121,9 +121,9 @@ def run(args: EvaluateArgs) -> int:
         )
     if ensemble := getattr(actor, "ensemble", None):
         ensemble.execute = execute
-    card = _checked(args, actor, suite)
     batcher = _batcher(args, actor)
-    summary = {
+    card = _checked(args, actor, suite)
+    summary: dict[str, Any] = {
         "protocol": protocol.describe(suite, actor, card, execute, args.distractors),
         "policy": {
             "run": args.run,
@@ -135,13 +135,16 @@ def run(args: EvaluateArgs) -> int:
             **({"batch": args.batch, "device": args.device} if args.batch else {}),
         },
         "grid": {"tasks": tasks, "episodes": args.episodes, "first": first, "seed": args.seed},
+        "versions": versions(),
     }
     began = time.time()
     with _open(args, summary, cells) as (descriptor, done):
-        missing = [cell for cell in cells if cell not in {r.episode for r in done}]
+        ended = {r.episode for r in done}
+        missing = [cell for cell in cells if cell not in ended]
         arguments = {
             "run": args.run,
             "factory": args.policy_factory,
+            "sha256": actor.sha256,
             "seat": Seat.of(actor) if batcher else None,
             "suite": args.suite,
             "distractors": args.distractors,
@@ -168,13 +171,13 @@ def run(args: EvaluateArgs) -> int:
         numbers = protocol.summarize(done, suite.held_out)
         _write_summary(
             args.out,
-            summary | {"seconds": round(time.time() - began, 1), "versions": versions()},
+            summary | {"seconds": round(summary.get("seconds", 0.0) + time.time() - began, 1)},
             numbers,
             complete=True,
         )
         _film_failures(args, arguments, done, suite, batcher)
     show(numbers, args.out)
-    failed = [record for record in done if record.error is not None]
+    failed = [record for record in done if record.error is not None and not record.no_episode]
     for record in failed[:ERRORS_SHOWN]:
         say(f"error in {record.task} {record.init_state}: {record.error}")
     if len(failed) > ERRORS_SHOWN:
@@ -241,12 +244,13 @@ def _task(job: tuple[Episode, bool]) -> str:
 
 
 def rate_line(numbers: dict[str, Any]) -> str:
-    """ "62% (48 to 74), 1 error" """
+    """ "62% (48 to 74), 1 errors, 2 starts are no episodes" """
     if not numbers["episodes"]:
         text = "no episode ended"
     else:
         text = f"{100 * numbers['rate']:.0f}% ({100 * numbers['low']:.0f} to {100 * numbers['high']:.0f})"
-    return text + (f", {numbers['errors']} errors" if numbers["errors"] else "")
+    text += f", {numbers['errors']} errors" if numbers["errors"] else ""
+    return text + (f", {numbers['no_episode']} starts are no episodes" if numbers["no_episode"] else "")
 
 
 def show(numbers: dict[str, Any], out: Path) -> None:
@@ -292,6 +296,11 @@ def _check(args: EvaluateArgs) -> None:
     check_workers(args.workers)
     if args.device != "cpu" and not args.batch:
         raise UserError(f"expected --batch with --device {args.device}, found none: give --batch 16")
+    if args.device != "cpu" and args.workers == 0:
+        raise UserError(
+            f"expected --workers of at least 1 with --device {args.device}, found 0: OpenGL and CUDA do not "
+            "go together in one process"
+        )
 
 
 @contextmanager
@@ -350,9 +359,12 @@ def _recover(out: Path, summary: dict[str, Any], cells: list[Episode]) -> list[R
         told["run"], was = None, {**before.get(part, {}), "run": None}
         if found := protocol.difference(was, told, part):
             raise UserError(f"expected to go on with {out}, found another {found}: choose another --out")
+    if "versions" in before:  # of those who began it
+        summary["earlier"] = [*before.get("earlier", []), before["versions"]]
+    summary["seconds"] = before.get("seconds", 0.0)
     if not path.exists():
         return []
-    kept = {r.episode: r for r in protocol.read(out) if r.error is None}
+    kept = {r.episode: r for r in protocol.read(out) if r.error is None or r.no_episode}
     strangers = kept.keys() - set(cells)
     if strangers:
         raise UserError(

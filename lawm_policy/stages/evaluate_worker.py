@@ -14,6 +14,7 @@ from lawm_policy.sim.matching import check_match, make_env
 from lawm_policy.sim.playing import answered, playing, smoothed
 from lawm_policy.sim.protocol import Episode, Seat
 from lawm_policy.sim.suites import suite_named
+from lawm_policy.types import UserError
 
 # An episode of a policy that sits elsewhere: says what it sees, is sent commands, ends in its numbers.
 Played = Generator[dict[str, Any], Any, dict[str, Any]]
@@ -23,6 +24,7 @@ FILM_HZ, FILM_PIXELS = 10, 128
 def begin(
     run: str,
     factory: str,
+    sha256: str,
     seat: Seat | None,
     suite: str,
     distractors: int,
@@ -33,6 +35,11 @@ def begin(
 ) -> Callable[[tuple[Episode, bool]], Any]:
     """A worker's start; returns the function that plays one episode."""
     player: Any = seat or load_function(factory)(run)
+    if player.sha256 != sha256:
+        raise UserError(
+            f"expected checkpoint {sha256[:12]} at {run}, found {player.sha256[:12]}: wait for its training "
+            "to end, or give the folder of the checkpoint itself"
+        )
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
     if ensemble := getattr(player, "ensemble", None):

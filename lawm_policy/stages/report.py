@@ -166,8 +166,11 @@ def _to_decide(compared: dict[str, Any]) -> str:
     return f" About {needed} paired episodes would decide a difference of this size; these are {here}."
 
 
-def _errors(n: dict[str, Any]) -> str:
-    return f"{n['errors']} error{'s' if n['errors'] > 1 else ''}"
+def _left_out(n: dict[str, Any]) -> list[str]:
+    """Of these starts, those that are in no rate."""
+    errors, none = n["errors"], n["no_episode"]
+    said = [f"{errors} error{'s' if errors > 1 else ''}"] if errors else []
+    return said + ([f"{none} start{'s' if none > 1 else ''} no episode"] if none else [])
 
 
 def _task_table(
@@ -175,9 +178,10 @@ def _task_table(
 ) -> str:
     def cell(n: dict[str, Any] | None) -> str:
         if n is None or not n["episodes"]:
-            return "–" if n is None or not n["errors"] else f"–{html.small(_errors(n))}"
+            left = [] if n is None else _left_out(n)
+            return f"–{html.small(*left)}" if left else "–"
         told = [f"{n['successes']}/{n['episodes']}", span(n["low"], n["high"])]
-        said = percent(n["rate"]) + html.small(*told, *([_errors(n)] if n["errors"] else []))
+        said = percent(n["rate"]) + html.small(*told, *_left_out(n))
         return f'<span class="heat" style="--share:{100 * n["rate"]:.0f}%">{said}</span>'
 
     def difference(n: dict[str, Any] | None) -> list[str]:

@@ -42,7 +42,7 @@ class Node:
             [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1",
              "--disable-usage-stats", "--object-store-memory", str(80 * 2**20),
              "--node-ip-address", "127.0.0.1", *arguments],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=environment, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
     def kill(self):
@@ -93,12 +93,13 @@ def wait_for_port(port, seconds=120):
 
 
 @pytest.mark.slow
-def test_a_cluster_does_the_same_jobs(cluster, tmp_path):
-    log = tmp_path / "log"
+def test_a_cluster_does_the_same_jobs(cluster, tmp_path, monkeypatch):
+    """Paths are relative to where we are, not to where a node was started."""
+    monkeypatch.chdir(tmp_path)
     jobs = [1, 2, -1, 1000, 3000, 3, 4]
-    outcomes = run_jobs("fake_suite:squares", {"log": str(log)}, jobs, workers=cluster.url)
+    outcomes = run_jobs("fake_suite:squares", {"log": "log"}, jobs, workers=cluster.url)
     found = {jobs[o.index]: o for o in outcomes}
-    assert len(found) == len(jobs)
+    assert len(found) == len(jobs) and (tmp_path / "log").exists()
     assert [found[x].result for x in (1, 2, 3, 4, 3000)] == [1, 4, 9, 16, 9_000_000]
     assert found[-1].error.startswith("ValueError: negative -1 (fake_suite.py:")
     assert found[1000].error == "worker died with ActorDiedError on the cluster, 2 times"

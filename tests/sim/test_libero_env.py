@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -16,7 +17,7 @@ from libero_scripts import joint_commands, pick_and_place, replay
 import lawm_policy.sim  # noqa: F401  (registers the environments)
 from lawm_policy.sim.libero_env import LiberoEnv, axis_angle, shrink
 from lawm_policy.sim.libero_premise import BrokenPremise, Diverged
-from lawm_policy.sim.libero_protocol import TASK_COUNTS, task_names
+from lawm_policy.sim.libero_protocol import PRESETS, TASK_COUNTS, task_names
 from lawm_policy.sim.libero_suite import LiberoSuiteEnv
 from lawm_policy.types import UserError
 
@@ -111,6 +112,20 @@ def test_an_episode_does_not_depend_on_those_before_it(env):
     np.testing.assert_array_equal(first[0], again[0])
     for a, b in zip(first[1], again[1], strict=True):
         np.testing.assert_array_equal(a["wrist"], b["wrist"])
+
+
+@pytest.mark.libero
+@pytest.mark.slow
+def test_turned_images_are_the_same_images_by_half_a_turn(env):
+    upside, _ = env.reset(options={"init_state": 3})
+    other = LiberoEnv(TASK, protocol=replace(PRESETS["libero"], flip="rotate_180"))
+    try:
+        turned, _ = other.reset(options={"init_state": 3})
+    finally:
+        other.close()
+    for camera, image in upside["images"].items():
+        assert image.std() > 10
+        np.testing.assert_array_equal(turned["images"][camera], image[::-1, ::-1])
 
 
 @pytest.mark.libero

@@ -1,4 +1,5 @@
 import os
+import time
 
 import pytest
 
@@ -70,6 +71,34 @@ def test_questions_of_many_workers_are_answered_together(workers):
     assert short.error.startswith("RuntimeError: ValueError: zip()"), "an answer that is missing is an error"
     [alone] = run_jobs("fake_suite:asking", {}, [1], workers=workers)
     assert "nobody answers questions here" in alone.error
+
+
+def test_whose_question_has_no_answer_is_found_among_many():
+    def answer(questions):
+        if 7 in questions:
+            raise ValueError("seven")
+        return [q + 1 for q in questions]
+
+    first, guilty, last = pool._answers(answer, [1, 7, 3])
+    assert (first, last) == (("answer", 2), ("answer", 4))
+    assert guilty[0] == "fault" and guilty[1].startswith("ValueError: seven")
+
+
+def test_who_waits_for_answers_is_not_silent():
+    """Three questions, each answered within the limit and all together not."""
+
+    def answer(questions):
+        time.sleep(0.7)
+        return [q + 1 for q in questions]
+
+    [found] = run_jobs("fake_suite:asking", {}, [2], workers=1, answer=answer, job_seconds=1.0)
+    assert found.result == -3 and found.error is None
+
+
+def test_here_too_a_kind_of_job_is_ended_before_the_next_begins(tmp_path):
+    jobs = [1, 11, 2, 12, 3]
+    found = run_jobs("fake_suite:squares", {}, jobs, workers=0, kind=lambda job: job // 10)
+    assert [jobs[outcome.index] for outcome in found] == [1, 2, 3, 11, 12]
 
 
 def test_setup_faults_end_the_run():

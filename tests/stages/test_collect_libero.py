@@ -45,25 +45,28 @@ def test_mistakes_write_nothing(tmp_path, arguments, words):
 
 def test_a_scene_that_is_given_up_is_replaced_by_one_that_is_nobody_elses(tmp_path, monkeypatch):
     """Of three episodes the second's first scene defeats the expert and its next is broken; the third has
-    four that defeat him, the simulation in the first."""
+    four that defeat him, the simulation in the first. No other collection draws those scenes, whatever its
+    --seed, and no evaluation."""
+    far = collect_libero.ELSEWHERE
     asked = collect_libero.resolved(ask(tmp_path, episodes=3, seed=10))
     played = []
 
     def rollout(env, scene, attempt, frame_stride):
         played.append((scene, attempt))
-        if scene == 14:
+        if scene == 11 + far:
             raise BrokenPremise("it fell over")
         if scene == 12:
             raise Diverged("after 3 steps")
-        return SimpleNamespace(success=scene in (10, 17), scene=scene)
+        return SimpleNamespace(success=scene in (10, 11 + 2 * far), scene=scene)
 
     monkeypatch.setattr(libero_experts, "rollout", rollout)
     monkeypatch.setattr(collect_libero, "open_env", lambda args, task: task)
     perform = collect_libero.performer(asked, attempts=2)
     first, second, third = (perform(slot) for slot in collect_libero.check(asked))
     assert (first[0].scene, first[1]) == (10, 0)
-    assert (second[0].scene, second[1]) == (17, 2)
-    assert third == (None, 8) and played[-1] == (21, 1), "four scenes, twice each"
+    assert (second[0].scene, second[1]) == (11 + 2 * far, 2)
+    assert third == (None, 8) and played[-1] == (12 + 3 * far, 1), "four scenes, twice each"
+    assert far > max(SPLITS.values()) + 100_000
 
 
 @pytest.fixture(scope="module")

@@ -130,6 +130,13 @@ def test_a_policy_that_draws_differs_with_its_seed_only(whole, tmp_path):
     assert [r.steps for r in ours] != [r.steps for r in theirs]
 
 
+def test_nothing_is_rendered_for_the_blind():
+    env = suite_named("fake_suite:suite").make()
+    walker = load_function("fake_suite:Walker")("")
+    playing.play(env, walker, protocol.Episode("near", 1, 0), execute=4, limit=8, blind=True)
+    assert env.rendered == 0
+
+
 def test_only_chunk_ends_are_rendered():
     env = suite_named("fake_suite:suite").make()
     actor = load_function("fake_suite:Walker")("")
@@ -202,12 +209,32 @@ def test_errors_are_not_failures(whole, tmp_path, run, message):
     assert ours == theirs
 
 
+def test_a_state_that_is_no_episode_is_told_apart_and_is_not_played_again(tmp_path, capfd):
+    out = tmp_path / "e"
+    args = arguments(out, suite="fake_suite:suite_with_a_broken_start", episodes=2, workers=0)
+    assert evaluate.run(args) == 0, "it is no fault"
+    told = json.loads((out / "summary.json").read_text())["all"]
+    assert (told["episodes"], told["errors"], told["no_episode"]) == (5, 0, 1)
+    before = (out / "episodes.jsonl").read_text()
+    assert evaluate.run(replace(args, resume=True)) == 0 and (out / "episodes.jsonl").read_text() == before
+    assert "1 starts are no episodes" in capfd.readouterr().out
+
+
+def test_another_checkpoint_than_the_one_that_was_asked_for_is_refused(tmp_path):
+    """As when training goes on, and a worker begins later than the others."""
+    with pytest.raises(UserError, match="expected checkpoint walker at "):
+        evaluate.run(arguments(tmp_path / "e", "Changing", str(tmp_path / "loaded"), workers=1))
+
+
 def test_resume_plays_errors_again(tmp_path):
     out, flag = tmp_path / "e", tmp_path / "flag"
     args = arguments(out, "Bad", f"raise_once:{flag}", episodes=2, workers=0)
     assert evaluate.run(args) == 1
+    before = json.loads((out / "summary.json").read_text())
     assert evaluate.run(replace(args, resume=True)) == 0
-    assert len(episodes(out)) == 6 and json.loads((out / "summary.json").read_text())["all"]["errors"] == 0
+    told = json.loads((out / "summary.json").read_text())
+    assert len(episodes(out)) == 6 and told["all"]["errors"] == 0
+    assert told["earlier"] == [before["versions"]] and told["seconds"] >= before["seconds"]
 
 
 def test_a_half_line_is_played_again_and_the_grid_may_grow(whole, tmp_path):
@@ -270,6 +297,11 @@ def test_refusals(whole, tmp_path):
             "below are what policies train on$",
         ),
         (arguments(tmp_path / "n", workers=-1), "--workers of at least 0, found -1"),
+        (
+            arguments(tmp_path / "n", workers=0, batch=2, device="cuda"),
+            "--workers of at least 1 with --device",
+        ),
+        (arguments(tmp_path / "n", batch=2), "expected a policy with `act_batch` and `ensemble`"),
         (arguments(tmp_path / "n", workers="rain"), "number or ray://HOST:PORT.*, found 'rain'"),
         (arguments(tmp_path / "n", "blue"), "expected cameras among front, wrist, found .* blue"),
         (arguments(tmp_path / "n", "three_joints"), r"action_names to be \['x', 'y'\]"),

@@ -283,11 +283,18 @@ def table(study: LiberoStudy, args: Args) -> None:
         "row says: none of these draws is in an interval. Beside n, one to four held-out demonstrations a "
         "task choose the step whose weights are played. Rates are chosen on the first suite, by as many "
         "trials for each arm; blind, no-language and scratch-longer take scratch's, blind-pretrained the "
-        "recipe's. Pretraining has ten times the steps of fine-tuning. "
+        f"recipe's. {steps_told(study, args.recipe)} "
         "What is pretrained on are the judged suites' own tasks, other episodes, each with its instruction. "
         "Demonstrations and videos are of states that the expert solves; what is played is not chosen so: "
         "the expert's own row says how much of it can be solved by who learnt from him. " + study.made_by(),
     )
+
+
+def steps_told(study: LiberoStudy, recipe: str) -> str:
+    s = study.sizes
+    policy, tuned = dict(s.pretrain)["train.steps"], dict(s.finetune)["train.steps"]
+    world = dict(dict(s.recipes).get(recipe, ())).get("world.steps", "0")
+    return f"Steps: {world} of the world model, {policy} of the policy that clones, {tuned} of fine-tuning."
 
 
 def pilot_rows(study: LiberoStudy) -> list[dict[str, Any]]:

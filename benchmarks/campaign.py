@@ -242,9 +242,13 @@ def for_minutes(minutes: float, train: Callable[[], Any]) -> None:
         over.set()
         os.kill(os.getpid(), signal.SIGTERM)
 
+    def between(*_: Any) -> None:  # while a training runs, it has a handler of its own, which saves first
+        raise SystemExit(STOPPED)
+
     timer = threading.Timer(60 * minutes, stop)
     timer.daemon = True
     timer.start()
+    before = signal.signal(signal.SIGTERM, between)
     try:
         train()
     except SystemExit as end:
@@ -252,6 +256,7 @@ def for_minutes(minutes: float, train: Callable[[], Any]) -> None:
             raise
     finally:
         timer.cancel()
+        signal.signal(signal.SIGTERM, before)
 
 
 def played(grid: EvaluateArgs) -> dict[str, str]:

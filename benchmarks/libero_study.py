@@ -43,6 +43,7 @@ BESIDE = (
     "scratch-longer",
 )  # never the best: headroom, controls
 LONGER = 3.0  # times the steps
+FIFTY = ("scratch", "blind", "no-language")  # and the recipe: who learns from fifty
 FIFTY_GOALS = {"libero_object": ">= 98", "libero_spatial": ">= 95", "libero_goal": ">= 90"}
 SLICES = 2  # units that a pretraining takes
 STAGES = ("data", "stores", "pilot", "pretrain", "tune")
@@ -139,7 +140,7 @@ def units(study: LiberoStudy, args: Args) -> Iterator[Unit]:
         yield Unit(f"pilot/{suite}/n{n}", play, cell)
     yield from pool_units(study)
     for start in (args.recipe, "supervised"):
-        yield from slices(study, start)
+        yield from slices(study, args, start)
     # A plan can be made before it is known which suites there will be.
     cases = chosen or ({"FIRST": 0, "SECOND": 0} if args.plan else {})
     for suite, n in list(cases.items())[:1]:  # what is chosen there serves both
@@ -192,8 +193,10 @@ def pool_units(study: LiberoStudy) -> Iterator[Unit]:
     yield Unit("stores/pool", minutes, made_by, leaves=study.mark("pool"), readers=readers)
 
 
-def slices(study: LiberoStudy, start: str) -> Iterator[Unit]:
+def slices(study: LiberoStudy, args: Args, start: str) -> Iterator[Unit]:
     """A pretraining, in units."""
+    begin_so = [arm.name for arm in arms(args.recipe) if arm.start == start]
+    cells = [f"{where}/{name}" for where in ("*/n*", "fifty/*") for name in begin_so]
     for k in range(SLICES):
         last, before = k == SLICES - 1, f"pretrain/{start}/{k - 1}" if k else ""
         yield Unit(
@@ -202,7 +205,7 @@ def slices(study: LiberoStudy, start: str) -> Iterator[Unit]:
             partial(study.pretraining_slice, start, last),
             before,
             leaves=study.mark(f"pretrain-{start}") if last else study.work / f"pretrain-{start}",
-            readers=(f"pretrain/{start}/*", f"*/n*/{start}/*", f"fifty/*/{start}", f"fifty/*/{start}/*"),
+            readers=(f"pretrain/{start}/*", *(f"{where}{end}" for where in cells for end in ("", "/*"))),
         )
 
 
@@ -280,10 +283,10 @@ def table(study: LiberoStudy, args: Args) -> None:
         f"within {BLIND_MARGIN:.0f} points of the best of scratch and {args.recipe}, over the seeds that "
         "both have. Not run: not run yet. All seeds play the same initial states and draw from the same "
         f"{round(0.9 * study.sizes.draws)} demonstrations a task, and a recipe is pretrained as often as its "
-        "row says: none of these draws is in an interval. Beside n, one to four held-out demonstrations a "
-        "task choose the step whose weights are played. Rates are chosen on the first suite, by as many "
-        "trials for each arm; blind, no-language and scratch-longer take scratch's, blind-pretrained the "
-        f"recipe's. {steps_told(study, args.recipe)} "
+        "row says: none of these draws is in an interval. Beside n, three held-out demonstrations a task "
+        "(one or two in tuning) choose the step whose weights are played. Rates are chosen on the first "
+        "suite, by as many trials for each arm; blind, no-language and scratch-longer take scratch's, "
+        f"blind-pretrained the recipe's. {steps_told(study, args.recipe)} "
         "What is pretrained on are the judged suites' own tasks, other episodes, each with its instruction. "
         "Demonstrations and videos are of states that the expert solves; what is played is not chosen so: "
         "the expert's own row says how much of it can be solved by who learnt from him. " + study.made_by(),
@@ -350,10 +353,11 @@ def cell_rows(
 
 def above_blind(found: Cells) -> float | None:
     """By how many points the best of scratch and the recipe is above its like without eyes (the recipe's
-    begins with the same weights), over the seeds that both have; None where there are none."""
+    begins with the same weights, where one is among the arms), over the seeds that both have; None where
+    there are none."""
     margins = []
     for arm, there in found.items():
-        blind = found.get("blind" if arm == "scratch" else BLIND_TOO) or found.get("blind", {})
+        blind = found.get("blind" if arm == "scratch" or BLIND_TOO not in found else BLIND_TOO, {})
         shared = there.keys() & blind.keys()
         if arm not in BESIDE and shared:
             margins.append(100 * float(np.mean([rate(there[s]) - rate(blind[s]) for s in sorted(shared)])))
@@ -376,7 +380,7 @@ def fifty_rows(study: LiberoStudy, args: Args) -> list[dict[str, Any]]:
     for suite in study.sizes.suites:
         group: list[dict[str, Any]] = []
         found: Cells = {}
-        for arm in (a for a in arms(args.recipe) if a.name not in ("supervised", "scratch-longer")):
+        for arm in (a for a in arms(args.recipe) if a.name in (args.recipe, *FIFTY)):
             row = {"suite": suite, "n": study.sizes.fifty[0], "start": "stored", "arm": arm.name}
             row |= {"says": arm.says}
             done = study.result(f"fifty/{suite}/{arm.name}")
@@ -406,7 +410,7 @@ def targets(
         suite = list(chosen or {})[k : k + 1]
         case = f"{suite[0]}, n = {chosen[suite[0]]}" if chosen and suite else f"{word} suite"
         main = {r["arm"]: r for r in rows if [r["suite"]] == suite and r["start"] == MAIN and "mean" in r}
-        if any(main.get(arm.name, {}).get("seeds", 0) < arm.seeds for arm in arms(args.recipe)[:4]):
+        if any(main.get(arm.name, {}).get("seeds", 0) < arm.seeds for arm in arms(args.recipe)[:5]):
             main = {}  # nothing is judged before all seeds are there
         best, scratch = main.get(args.recipe, {}), main.get("scratch", {})
         gain, interval = best.get("minus_scratch"), best.get("minus_scratch_interval")

@@ -3,7 +3,7 @@
 Each latent stands for a fixed whole number of commands, R, and is decoded to that many, given the robot's
 state and what the trunk saw at the chunk's start. Latent k is decoded from itself and the latents before it,
 never from later ones. What comes out is normalised; `Normalization`, which travels with the checkpoint,
-makes joint targets of it: offsets from the joints as they are now."""
+makes commands of it (of joint targets: offsets from the joints as they are now)."""
 
 from __future__ import annotations
 

@@ -381,6 +381,8 @@ class _Loop:
     def _restore(self) -> None:
         found = checkpoint.load(self.out)
         training = dict(found.meta["training"])
+        if self.cfg.precision == "auto":  # as it began, also on another machine
+            self.bf16 = training["precision"] == "bf16"
         optimizer, extra = training.pop("optimizer"), training.pop("extra")
         if key := config.difference(training["config"], config.to_dict(self.cfg)):
             said = f"expected the training configuration of {self.out} to resume it, found another {key}"

@@ -174,8 +174,10 @@ def test_what_was_made_on_another_request_is_refused(study):
 
 def test_a_verdict_waits_for_all_seeds_and_names_pretrainings(study):
     for seed in range(5):
-        for arm in ("scratch", "inverse-kl", "supervised", "blind")[: 3 if seed > 2 else 4]:
-            won = {"scratch": 4, "blind": 1}.get(arm, 9)
+        for arm in ("scratch", "inverse-kl", "supervised", "blind", "blind-pretrained")[
+            : 3 if seed > 2 else 5
+        ]:
+            won = {"scratch": 4, "blind": 1, "blind-pretrained": 2}.get(arm, 9)
             marks = {"t": "1" * won + "0" * (12 - won)}
             start = f"weights-{seed // 4}" if arm == "inverse-kl" else None
             beside = dict.fromkeys(("fresh", "stored"), marks)
@@ -188,7 +190,7 @@ def test_a_verdict_waits_for_all_seeds_and_names_pretrainings(study):
 
     rows, targets = found()
     assert {row["arm"]: row.get("pretrainings") for row in rows}["inverse-kl"] == 2
-    assert targets[0].value > 15 and targets[2].value > 20
+    assert targets[0].value > 15 and targets[2].value == pytest.approx(100 * (9 - 2) / 12)
     study.result_path("libero_goal/n5/scratch/3").unlink()
     assert {target.value for target in found()[1]} == {None}
 

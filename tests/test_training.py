@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -141,6 +143,22 @@ def test_bf16_is_taken_where_the_processor_has_it(tmp_path: Path, monkeypatch, f
     assert kinds == {kind}
     told = checkpoint.load(tmp_path).meta["training"]["precision"]
     assert told == {torch.float32: "float32", torch.bfloat16: "bf16"}[kind]
+
+
+def test_a_run_goes_on_in_the_precision_in_which_it_began(tmp_path: Path, monkeypatch) -> None:
+    """Also on a processor of the other kind."""
+    kinds: list[torch.dtype] = []
+
+    def step(model: nn.Module, b: Pairs) -> Any:
+        kinds.append(nn.functional.linear(b.x_BN, torch.ones(2, 8)).dtype)
+        if len(kinds) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return model(b)
+
+    for found in ({"avx512_bf16": True}, {}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+        train(tmp_path, precision="auto", resume=bool(kinds), fit_options={"step_fn": step})
+    assert set(kinds) == {torch.bfloat16} and len(kinds) > 3
 
 
 def test_clipping_bounds_the_update(tmp_path: Path) -> None:

@@ -172,6 +172,7 @@ class DemoDataset(Dataset):
             actions_SNA=self._actions_NA[rows_SN],
             exists_SN=exists_SN,
             relative_to=(self.robot or {}).get("relative_to"),
+            limits=(self.robot or {}).get("limits"),
         )
 
 

@@ -17,6 +17,9 @@ import torch
 from lawm_policy.types import UserError
 
 STD_FLOOR = 1e-3  # radians, metres: no dimension is blown up beyond what a robot can resolve
+# Of half of a command's own range, where it has one (moves of LIBERO's hand: [-1, 1]): what is commanded so
+# little is the servo's tremble, and at unit deviation it would cost as much as the moves that do the task.
+SHARE_OF_RANGE = 0.1
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,10 @@ class Normalization:
         actions_SNA: np.ndarray,
         exists_SN: np.ndarray,
         relative_to: Sequence[int | None] | None,
+        limits: Sequence[tuple[float, float]] | None = None,
     ) -> Normalization:
-        """From S moments, each with its state and the N commands that followed (those that exist)."""
+        """From S moments, each with its state and the N commands that followed (those that exist). `limits`
+        are of the commands as they are stored."""
         width = actions_SNA.shape[-1]
         relative = (None,) * width if relative_to is None else relative_to
         states = range(state_SP.shape[1])
@@ -72,7 +77,16 @@ class Normalization:
         for d, index in enumerate(relative):
             if index is not None:
                 actions_MA[..., d] -= state_SP[:, None, index]
-        state, action = _describe(state_SP.astype(np.float64)), _describe(actions_MA[exists_SN])
+        if limits is not None and np.shape(limits) != (width, 2):
+            raise UserError(
+                f"expected limits as a pair for each of {width} action dimensions, found {limits}"
+            )
+        floor_A = np.full(width, STD_FLOOR)
+        for d, index in enumerate(relative):
+            if index is None and limits:
+                floor_A[d] = SHARE_OF_RANGE * (limits[d][1] - limits[d][0]) / 2
+        state = _describe(state_SP.astype(np.float64), STD_FLOOR)
+        action = _describe(actions_MA[exists_SN], floor_A)
         return cls(
             **{f"state_{name}": value for name, value in state.items()},
             **{f"action_{name}": value for name, value in action.items()},
@@ -110,9 +124,9 @@ class Normalization:
         return cls(**{name: tuple(value[name]) for name in names})
 
 
-def _describe(x_MD: np.ndarray) -> dict[str, tuple[float, ...]]:
+def _describe(x_MD: np.ndarray, least_std: np.ndarray | float) -> dict[str, tuple[float, ...]]:
     q01, q99 = np.quantile(x_MD, [0.01, 0.99], axis=0)
-    values = {"mean": x_MD.mean(0), "std": np.maximum(x_MD.std(0), STD_FLOOR), "q01": q01, "q99": q99}
+    values = {"mean": x_MD.mean(0), "std": np.maximum(x_MD.std(0), least_std), "q01": q01, "q99": q99}
     return {name: tuple(float(v) for v in value) for name, value in values.items()}
 
 

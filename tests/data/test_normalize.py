@@ -49,6 +49,20 @@ def test_a_constant_dimension_stays_finite() -> None:
     assert torch.isfinite(found.normalize_actions(actions, state_BP)).all()
 
 
+def test_what_is_hardly_commanded_does_not_cost_as_much_as_the_rest() -> None:
+    """Of commands with a range of their own; joint targets, measured from the state, have no such floor."""
+    rng = np.random.default_rng(0)
+    state, exists = rng.normal(0, 1, (50, 2)), np.ones((50, 4), bool)
+    actions = rng.normal(0, (0.02, 0.02, 0.5), (50, 4, 3))
+    actions[..., 0] += state[:, None, 0]
+    limits = [(-3.0, 3.0), (-1.0, 1.0), (-1.0, 1.0)]
+    found = Normalization.fit(state, actions, exists, [0, None, None], limits)
+    assert 0.015 < found.action_std[0] < 0.025 and found.action_std[1] == 0.1
+    assert 0.4 < found.action_std[2] < 0.6
+    with pytest.raises(UserError, match="expected limits as a pair for each of 3 action dimensions"):
+        Normalization.fit(state, actions, exists, [0, None, None], limits[:2])
+
+
 def test_statistics_that_cannot_be_are_refused() -> None:
     found, _, _ = fitted()
     value = found.to_json()

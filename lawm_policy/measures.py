@@ -27,14 +27,14 @@ def predict(recipe: Recipe, clip: Clip, z_BTZ: Tensor) -> Tensor:
 
 
 def squared_error(painted: Tensor, clip: Clip, moving: bool = True) -> tuple[Tensor, Tensor]:
-    """(B, T) sums of squared error and (B, T) how many values they sum, over views that are there."""
+    """(B, T, V) sums of squared error and (B, T, V) how many values they sum: none of an absent view."""
     target = to_unit(clip.frames_BTVCHW[:, 1:])
     first = to_unit(clip.frames_BTVCHW[:, 0])
     weight = clip.view_mask_BV[:, None, :, None, None, None].to(target.dtype).expand_as(target)
     if moving:
         weight = weight * moved(target, first, THRESHOLD)
     error = (painted - target).square() * weight
-    return error.sum((2, 3, 4, 5)), weight.sum((2, 3, 4, 5))
+    return error.sum((3, 4, 5)), weight.sum((3, 4, 5))
 
 
 def shuffle_within(embodiment_B: Tensor, generator: torch.Generator) -> Tensor:
@@ -50,13 +50,17 @@ def shuffle_within(embodiment_B: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def z_use(recipe: Recipe, clips: Iterable[Clip], seed: int = 0) -> dict[str, float]:
     """Mean squared error over moving pixels with the true z, with another clip's of the same body, and with
-    the mean z; the two costs are relative. z means zero distance from the distribution: zero z does not."""
+    the mean z; the two costs are relative. z means zero distance from the distribution: zero z does not.
+    Beside them the cost of another clip's z in each view: nearly all of a wrist camera's pixels move, and drown
+    a still one's."""
     recipe.eval()
     generator = torch.Generator().manual_seed(seed)
     clips = list(clips)
     latents = [recipe.encoder.infer(clip)[0] for clip in clips]
     mean_1TZ = torch.cat(latents).mean((0, 1), keepdim=True)
-    sums = dict.fromkeys(("true", "shuffled", "mean", "copy"), 0.0)
+    cameras = recipe.cfg.policy.cameras
+    names = ("true", "shuffled", "mean", "copy")
+    sums_V = {name: torch.zeros(len(cameras), dtype=torch.float64) for name in names}
     count = 0.0
     for clip, z_BTZ in zip(clips, latents, strict=True):
         other = shuffle_within(clip.embodiment_B, generator)
@@ -67,16 +71,18 @@ def z_use(recipe: Recipe, clips: Iterable[Clip], seed: int = 0) -> dict[str, flo
             "copy": to_unit(clip.frames_BTVCHW[:, :1]).expand_as(clip.frames_BTVCHW[:, 1:]),
         }
         for name, frames in painted.items():
-            error_BT, count_BT = squared_error(frames, clip)
-            sums[name] += float(error_BT.sum())
+            error_BTV, count_BTV = squared_error(frames, clip)
+            sums_V[name] += error_BTV.sum((0, 1)).double().cpu()
             if name == "true":
-                count += float(count_BT.sum())
-    error = {name: value / max(count, 1.0) for name, value in sums.items()}
+                count += float(count_BTV.sum())
+    error = {name: float(sum_V.sum()) / max(count, 1.0) for name, sum_V in sums_V.items()}
+    shuffled_V = sums_V["shuffled"] / sums_V["true"].clamp_min(1e-12) - 1.0
     return {
         "moving_mse": error["true"],
         "shuffled_cost": error["shuffled"] / error["true"] - 1.0,
         "mean_cost": error["mean"] / error["true"] - 1.0,
         "copy_cost": error["copy"] / error["true"] - 1.0,
+        **{f"shuffled_cost_{name}": float(cost) for name, cost in zip(cameras, shuffled_V, strict=True)},
     }
 
 
@@ -107,7 +113,7 @@ def psnr(
         table: dict[str, Tensor] = {}
         for name, frames in painted.items():
             for suffix, moving in (("", True), ("_whole", False)):
-                error_BT, count_BT = squared_error(frames, clip, moving)
+                error_BT, count_BT = (x.sum(2) for x in squared_error(frames, clip, moving))
                 db_BT = -10.0 * torch.log10((error_BT / count_BT).clamp_min(1e-8))
                 for step in steps:
                     table[f"{name}_{step}{suffix}"] = db_BT[:, step - 1]

@@ -21,5 +21,7 @@ def test_an_answer_does_not_depend_on_who_else_asks() -> None:
 
 
 def test_what_cannot_be_batched_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"expected a policy with `act_batch` and `ensemble` for --batch 4, found object"):
+    with pytest.raises(
+        UserError, match=r"expected a policy with `act_batch` and `ensemble` for --batch 4, found object"
+    ):
         Batcher(object(), 4, "cpu")

@@ -49,7 +49,15 @@ def test_pretraining_leaves_a_run_that_says_what_made_it(work: Path) -> None:
     validated = [
         json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines() if '"val"' in row
     ]
-    assert {"loss", "frames", "clone", "moving_mse", "shuffled_cost", "mean_cost"} <= validated[-1].keys()
+    assert {
+        "loss",
+        "frames",
+        "clone",
+        "moving_mse",
+        "shuffled_cost",
+        "mean_cost",
+        "shuffled_cost_front",
+    } <= validated[-1].keys()
     assert all(row["loss"] == row["frames"] for row in validated)  # cloning costs most when z says most
     assert list((run / "strips").glob("*.png"))
 

@@ -51,8 +51,8 @@ def shuffle_within(embodiment_B: Tensor, generator: torch.Generator) -> Tensor:
 def z_use(recipe: Recipe, clips: Iterable[Clip], seed: int = 0) -> dict[str, float]:
     """Mean squared error over moving pixels with the true z, with another clip's of the same body, and with
     the mean z; the two costs are relative. z means zero distance from the distribution: zero z does not.
-    Beside them the cost of another clip's z in each view: nearly all of a wrist camera's pixels move, and drown
-    a still one's."""
+    Beside them the cost of another clip's z in each view: nearly all of a wrist camera's pixels move, and
+    drown a still one's."""
     recipe.eval()
     generator = torch.Generator().manual_seed(seed)
     clips = list(clips)

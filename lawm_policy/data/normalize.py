@@ -77,14 +77,10 @@ class Normalization:
         for d, index in enumerate(relative):
             if index is not None:
                 actions_MA[..., d] -= state_SP[:, None, index]
-        if limits is not None and np.shape(limits) != (width, 2):
-            raise UserError(
-                f"expected limits as a pair for each of {width} action dimensions, found {limits}"
-            )
         floor_A = np.full(width, STD_FLOOR)
-        for d, index in enumerate(relative):
-            if index is None and limits:
-                floor_A[d] = SHARE_OF_RANGE * (limits[d][1] - limits[d][0]) / 2
+        if limits is not None:
+            absolute_A = np.array([index is None for index in relative])
+            floor_A[absolute_A] = SHARE_OF_RANGE * _half_ranges(limits, width)[absolute_A]
         state = _describe(state_SP.astype(np.float64), STD_FLOOR)
         action = _describe(actions_MA[exists_SN], floor_A)
         return cls(
@@ -122,6 +118,19 @@ class Normalization:
         if set(value) != names:
             raise UserError(f"expected normalisation with {sorted(names)}, found {sorted(value)}")
         return cls(**{name: tuple(value[name]) for name in names})
+
+
+def _half_ranges(limits: Any, width: int) -> np.ndarray:
+    try:
+        limits_A2 = np.array(limits, dtype=np.float64)
+    except (TypeError, ValueError):
+        limits_A2 = np.zeros(0)
+    if limits_A2.shape != (width, 2) or not (limits_A2[:, 0] < limits_A2[:, 1]).all():
+        raise UserError(
+            f"expected limits as a low and a high number for each of {width} action dimensions, found "
+            f"{limits}"
+        )
+    return (limits_A2[:, 1] - limits_A2[:, 0]) / 2
 
 
 def _describe(x_MD: np.ndarray, least_std: np.ndarray | float) -> dict[str, tuple[float, ...]]:

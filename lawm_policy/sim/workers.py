@@ -68,18 +68,17 @@ def run_jobs(
     a worker is faster at the `kind` of job that it has done before, it gets jobs of that kind first, and then
     of a kind that nobody has done.
     """
+    kinds = [kind(job) if kind else None for job in jobs]
     if workers == 0:
         desk = Desk(setup, arguments)
-        first = {what: place for place, what in reversed(list(enumerate(map(kind or id, jobs))))}
-        for index, job in sorted(enumerate(jobs), key=lambda one: first[(kind or id)(one[1])]):
-            said, value = desk.tell(("job", job))
+        for index in sorted(range(len(jobs)), key=lambda index: kinds.index(kinds[index])):
+            said, value = desk.tell(("job", jobs[index]))
             while said == "question":
                 [told] = _answers(answer, [value])
                 said, value = desk.tell(told)
             yield Outcome(index, **{said: value})
         desk.close()
         return
-    kinds = [kind(job) if kind else None for job in jobs]
     with _crew(workers) as crew:
         pool = _Pool(crew, setup, arguments, jobs, kinds, job_seconds, setup_seconds, answer)
         try:

@@ -59,8 +59,9 @@ def test_what_is_hardly_commanded_does_not_cost_as_much_as_the_rest() -> None:
     found = Normalization.fit(state, actions, exists, [0, None, None], limits)
     assert 0.015 < found.action_std[0] < 0.025 and found.action_std[1] == 0.1
     assert 0.4 < found.action_std[2] < 0.6
-    with pytest.raises(UserError, match="expected limits as a pair for each of 3 action dimensions"):
-        Normalization.fit(state, actions, exists, [0, None, None], limits[:2])
+    for wrong in (limits[:2], [[1.0, -1.0]] * 3, ["low", "high", 3], [[1.0], [0.0, 1.0], []], 7):
+        with pytest.raises(UserError, match="expected limits as a low and a high number for each of 3"):
+            Normalization.fit(state, actions, exists, [0, None, None], wrong)
 
 
 def test_statistics_that_cannot_be_are_refused() -> None:

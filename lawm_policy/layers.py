@@ -17,8 +17,8 @@ def to_unit(frames: Tensor) -> Tensor:
 
 
 def pixels_last(x_NCHW: Tensor) -> Tensor:
-    """The same numbers, the channels of a pixel side by side: convolutions and what follows them then run up
-    to a quarter faster on a CPU."""
+    """The same numbers, the channels of a pixel side by side: convolutions and what follows them are then
+    faster on a CPU."""
     return x_NCHW.contiguous(memory_format=torch.channels_last)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import campaign
 import harness
 import label_efficiency
+import libero_experts
 import libero_gpu
 import libero_robustness
 import libero_study
@@ -428,3 +429,22 @@ def test_label_free_pretraining_reads_no_command(study, tmp_path, monkeypatch):
     assert len(ClipDataset(store, clip_config(asked[0])))
     with pytest.raises(AssertionError, match="a command was read"):  # that it would be noticed
         ClipDataset(store, replace(clip_config(asked[0]), trim_still=True))
+
+
+def test_experts_are_judged_over_episodes_and_long_suites_over_tasks():
+    def task(name, percent, broken, failed):
+        said = {"%": percent, ": broken": broken, ": failed": failed}
+        told = {
+            f"{kind}{' ' * (key == '%')}{key}": v for kind in libero_experts.KINDS for key, v in said.items()
+        }
+        return {"task": name, "instruction": "do it"} | told
+
+    rows = [task("libero_goal-0", 100.0, [3], []), task("libero_goal-1", 50.0, [], list(range(10)))]
+    rows += [task("libero_10-0", 80.0, [], [1, 2, 3, 4]), task("libero_10-1", 45.0, [], list(range(11)))]
+    rows += [{"task": "libero_goal", "demonstrations a minute": pace} for pace in (7.0, 6.0)]
+    found = {target.name: target for target in libero_experts.judge(rows, [0, 19])}
+    goal = found["libero_goal, stored states: success, %"]
+    assert goal.value == pytest.approx(100 * 29 / 39) and goal.interval[0] < goal.value < goal.interval[1]
+    assert found["libero_10, fresh states: tasks at 80% or more, %"].value == 50.0
+    [pace] = [target.value for name, target in found.items() if "a minute" in name]
+    assert pace == 6.0

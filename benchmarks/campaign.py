@@ -14,8 +14,10 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -150,18 +152,25 @@ class Campaign(ABC):
         """The file that says that it has been made."""
         return self.work / f"{what}.done"
 
-    def once(self, what: str, do: Callable[[], int | None], asked: Any = None) -> None:
-        """Makes what is missing. Of units side by side that need it, one makes it and the others wait; who
-        dies lets go of the lock. What was made on another request is refused."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        mark, request = self.mark(what), repr(asked)
-        with (self.work / f"{what}.lock").open("w") as lock:
+    @contextmanager
+    def locked(self, what: str) -> Iterator[None]:
+        """One process at a time; who dies lets go."""
+        locks = self.work / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with (locks / what).open("w") as lock:
             fcntl.lockf(lock, fcntl.LOCK_EX)
+            yield
+
+    def once(self, what: str, do: Callable[[], int | None], asked: Any = None) -> None:
+        """Makes what is missing. Of units side by side that need it, one makes it and the others wait. What
+        was made on another request is refused."""
+        mark, request = self.mark(what), repr(asked)
+        with self.locked(what):
             if not mark.exists():
                 if do():
                     raise SystemExit(f"{what} failed")
                 write_text(mark, request)
-            elif mark.read_text(encoding="utf-8") not in ("", request):
+            elif mark.read_text(encoding="utf-8") != request:
                 raise SystemExit(
                     f"{mark} is of another request, {mark.read_text()}: remove what it stands for"
                 )
@@ -357,16 +366,25 @@ def work_through(
         raise SystemExit(f"{study.out} holds finished units: give --resume to keep them, or another --out")
     torch.set_num_threads(1)
     ran: set[str] = set()
+    failed: list[Unit] = []
     while left:
         ran |= {unit.name for unit in left[: 1 if args.jobs == 1 else None]}
-        if args.jobs == 1:
-            _alone(study, left[0])
-        else:
-            _side_by_side(study, left, args, stages)
-        left = _wanted(study, args, units)[1]
+        if args.jobs > 1:
+            failed += _side_by_side(study, left, args, stages)
+        elif not _alone(study, left[0]):
+            failed.append(left[0])
+        names = {unit.name for unit in failed}
+        left = [u for u in _wanted(study, args, units)[1] if u.name not in names and not _waits(u, failed)]
         if again := next((unit for unit in left if unit.name in ran), None):
             raise SystemExit(f"{again.name} was run and {again.leaves} is not there")
+    if failed:
+        raise SystemExit(f"{len(failed)} units failed: {', '.join(unit.name for unit in failed)}")
     return True
+
+
+def _waits(unit: Unit, failed: Sequence[Unit]) -> bool:
+    """Whether it needs what one that failed should have made."""
+    return any(unit.after == f.name or any(fnmatch.fnmatch(unit.name, r) for r in f.readers) for f in failed)
 
 
 def _wanted(
@@ -386,39 +404,68 @@ def _say(unit: Unit) -> None:
     print(f"{time.strftime('%H:%M')} {unit.name} (about {unit.minutes:.0f} minutes)", flush=True)
 
 
-def _alone(study: Campaign, unit: Unit) -> None:
+def _alone(study: Campaign, unit: Unit) -> bool:
+    """Runs one; False where it fails: the others go on."""
     _say(unit)
-    started = time.time()
-    study.finish(unit.name, started, unit.work())
+    with study.locked(
+        f"unit-{unit.name.replace('/', '__')}"
+    ):  # another process may be at it, or have done it
+        if study.result(unit.name) is not None and (unit.leaves is None or unit.leaves.exists()):
+            return True
+        started = time.time()
+        try:
+            study.finish(unit.name, started, unit.work())
+        except SystemExit as error:
+            if error.code == STOPPED:
+                raise
+            said: object = error.code
+        except Exception as error:
+            traceback.print_exc()
+            said = f"{type(error).__name__}: {error}"
+        else:
+            return True
+    print(f"{unit.name} failed: {said}", flush=True)
+    return False
 
 
-def _side_by_side(study: Campaign, left: list[Unit], args: StudyArgs, stages: Sequence[str]) -> None:
-    """Several at a time, as processes of their own."""
+def _side_by_side(study: Campaign, left: list[Unit], args: StudyArgs, stages: Sequence[str]) -> list[Unit]:
+    """Several at a time, as processes of their own, which end with this one; those that failed."""
     running: dict[subprocess.Popen[bytes], Unit] = {}
     pending = list(left)
-    failed: list[str] = []
+    failed: list[Unit] = []
     path = str(Path(__file__).with_name(f"{study.script}.py"))
     common = ["--out", str(args.out), "--work", str(args.work), "--resume", *study.flags]
     common += ["--quick"] if args.quick else []
-    while pending or running:
-        while len(running) < args.jobs and (unit := _next(pending, running.values(), stages)):
-            pending.remove(unit)
-            _say(unit)
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-            log = (study.work / "logs" / f"{unit.name.replace('/', '__')}.txt").absolute()
-            log.parent.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, path, *common, "--only", unit.name]
-            with log.open("wb") as file:
-                process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
-            running[process] = unit
-        for process in [p for p in running if p.poll() is not None]:
-            unit = running.pop(process)
-            if process.returncode:
-                failed.append(unit.name)
-                print(f"{unit.name} failed: see the logs in {study.work / 'logs'}", flush=True)
-        time.sleep(1.0)
-    if failed:
-        raise SystemExit(f"{len(failed)} units failed: {', '.join(failed)}")
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
+    try:
+        while pending or running:
+            while len(running) < args.jobs and (unit := _next(pending, running.values(), stages)):
+                pending.remove(unit)
+                if _waits(unit, failed):
+                    continue
+                _say(unit)
+                environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+                log = (study.work / "logs" / f"{unit.name.replace('/', '__')}.txt").absolute()
+                log.parent.mkdir(parents=True, exist_ok=True)
+                command = [sys.executable, path, *common, "--only", unit.name]
+                with log.open("wb") as file:
+                    process = subprocess.Popen(
+                        command, env=environment, stdout=file, stderr=subprocess.STDOUT
+                    )
+                running[process] = unit
+            for process in [p for p in running if p.poll() is not None]:
+                unit = running.pop(process)
+                if process.returncode:
+                    failed.append(unit)
+                    print(f"{unit.name} failed: see the logs in {study.work / 'logs'}", flush=True)
+            time.sleep(1.0)
+    finally:
+        for process in running:
+            process.terminate()  # a training saves first
+        for process in running:
+            process.wait()
+        signal.signal(signal.SIGTERM, before)
+    return failed
 
 
 def _next(pending: Sequence[Unit], running: Iterable[Unit], stages: Sequence[str]) -> Unit | None:

@@ -62,9 +62,12 @@ def write_result(
     rows: Sequence[dict[str, Any]],
     targets: Sequence[Target] = (),
     notes: str = "",
+    argv: Sequence[str] | None = None,
 ) -> None:
-    """Writes result.json and page.md, prints the page. A missed target is printed as missed, and exits 0."""
-    command = "python " + shlex.join(["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Writes result.json and page.md, prints the page. A missed target is printed as missed, and exits 0.
+    `argv`: the options that make all of it, where this call's make a part."""
+    asked = sys.argv[1:] if argv is None else argv
+    command = "python " + shlex.join(["benchmarks/" + Path(sys.argv[0]).name, *asked])
     result = {
         "question": question,
         "command": command,

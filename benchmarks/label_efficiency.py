@@ -123,6 +123,7 @@ def table(study: Study) -> None:
     write_result(
         study.out,
         question="How much do unlabelled videos help, at few labelled demonstrations a task?",
+        argv=("--resume", *study.flags),
         seconds=study.spent(),
         seeds=list(range(5)),
         rows=rows,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -40,14 +41,16 @@ from campaign import (
     work_through,
 )
 from harness import Target, answer, write_result
+from libero_units import made_with
 from timing import panda_policy, random_clip, random_demo, seconds_a_step
 
 from lawm_policy.config import load_config
+from lawm_policy.data.store import EpisodeStore
 from lawm_policy.policies.latent_policy import LatentPolicyConfig
 from lawm_policy.recipe import Recipe
-from lawm_policy.runs import write_text
+from lawm_policy.runs import hardware, write_text
 from lawm_policy.sim import libero_assets
-from lawm_policy.sim.libero_protocol import TASK_COUNTS
+from lawm_policy.sim.libero_protocol import TASK_COUNTS, choose
 from lawm_policy.sim.workers import run_jobs
 from lawm_policy.stages.collect import CollectArgs
 from lawm_policy.stages.collect import run as collect
@@ -69,6 +72,8 @@ PUBLISHED = {"scratch": 95.5, "pretrained": 97.25}  # LAWM's BAKU, mean of the f
 MEAN_STEPS, EXPERT_STEPS = 150, 110  # control steps of an episode
 PRETRAIN: Overrides = (("train.steps", "60000"), ("train.batch_size", "128"), ("train.save_every", "1000"))
 PRETRAIN += (("recipe.policy.size", str(PIXELS)), ("train.eval_every", "2000"))
+# A recipe in two phases has as many steps in all; the second overfits to the videos sooner.
+TWO_PHASES: Overrides = (("world.steps", "40000"), ("world.batch_size", "128"), ("train.steps", "20000"))
 FINETUNE: Overrides = (("train.steps", "30000"), ("train.batch_size", "256"), ("train.save_every", "1000"))
 FINETUNE += (("policy.policy.size", str(PIXELS)), ("train.eval_every", "2000"))
 OF_FEW: Overrides = (("train.steps", "10000"),)  # fine-tuning with few demonstrations
@@ -88,6 +93,8 @@ class Args(StudyArgs):
     learnt from them lies in OUT-official and WORK-official"""
     seeds: int = 3
     """policies of each kind"""
+    accumulate: int = 1
+    """parts that a batch is cut into, where the GPU's memory is too small: the result is the same"""
     workers: int = os.cpu_count() or 1
     """processes that simulate"""
 
@@ -115,7 +122,10 @@ class GpuStudy(Campaign):
 
     @property
     def pretrain_overrides(self) -> Overrides:
-        return PRETRAIN + LABEL_FREE + ((*QUICK, ("validation_clips", "4")) if self.args.quick else ())
+        two = load_config(self.args.recipe, PretrainConfig, stage="pretrain").world.steps > 0
+        given = (*PRETRAIN, *(TWO_PHASES if two else ()), ("train.accumulate", str(self.args.accumulate)))
+        few = (*QUICK, ("validation_clips", "4"), *((("world.steps", "4"),) if two else ()))
+        return given + LABEL_FREE + (few if self.args.quick else ())
 
     @property
     def ns(self) -> tuple[int, ...]:
@@ -125,9 +135,10 @@ class GpuStudy(Campaign):
         return (MOST if self.args.datasets is None else MOST_OFFICIAL, *FEW)
 
     def finetune_overrides(self, n: int) -> Overrides:
+        given = (*FINETUNE, ("train.accumulate", str(self.args.accumulate)))
         if self.args.quick:
-            return (*FINETUNE, *QUICK, ("validation_batches", "1"))
-        return FINETUNE + (OF_FEW if n in FEW else ())
+            return (*given, *QUICK, ("validation_batches", "1"))
+        return given + (OF_FEW if n in FEW else ())
 
     def store(self, suite: str) -> Path:
         """Demonstrations of a suite; of the videos' suite nothing but frames and captions is read."""
@@ -135,17 +146,30 @@ class GpuStudy(Campaign):
         if self.args.datasets is not None:
             given = ImportArgs("libero", (self.args.datasets / suite,), out, size=PIXELS)
             given = replace(given, workers=self.args.workers, resume=out.exists())
-            self.once(suite, lambda: import_demos(given))
+            self.once(suite, lambda: import_demos(given), (str(self.args.datasets.resolve()), PIXELS))
             return out
         asked = CollectArgs(suite, out, episodes=2 if quick else COLLECTED, size=PIXELS)
         asked = replace(asked, workers=self.args.workers, resume=out.exists())
         asked = replace(asked, tasks="0" if quick else "all", protocol="lawm+fresh")
-        self.once(suite, lambda: collect(asked))
+        self.once(suite, lambda: collect(asked), (asked.tasks, asked.episodes, asked.protocol, PIXELS))
         return out
+
+    def data(self, suite: str) -> dict[str, Any]:
+        """Makes a suite's demonstrations, and refuses too few here, not after days of pretraining."""
+        found = Counter(e.task for e in EpisodeStore.open(self.store(suite)).episodes if e.split == "train")
+        least = 1 if suite == VIDEOS else max(self.ns)
+        few = [t for t in choose(suite, "0" if self.args.quick else "all") if found[t] < least]
+        if few:
+            told = ", ".join(f"{found[task]} of {task}" for task in few)
+            raise UserError(
+                f"expected {least} training demonstrations of each task of {suite}, found {told}: see what "
+                f"the import of {self.work / suite} left out, or collect more"
+            )
+        return {"training demonstrations": dict(found)}
 
     def pretraining(self, name: str) -> Path:
         out = self.work / f"pretrain-{name}"
-        self.once(out.name, partial(self._pretrain, name, out))
+        self.once(out.name, partial(self._pretrain, name, out), self.pretrain_overrides)
         return out
 
     def _pretrain(self, name: str, out: Path) -> None:
@@ -165,15 +189,25 @@ class GpuStudy(Campaign):
             workers=min(self.args.workers, 1 if quick else 10),
         )
         cell = {"arm": arm.name, "suite": suite, "n": n, "seed": seed}
-        return cell | fitted.told | {"successes": played(grid)}
+        successes = played(grid)
+        return cell | fitted.told | {"successes": successes, "libero": made_with(grid.out)}
 
 
 def arms(recipe: str, seeds: int) -> tuple[Arm, ...]:
+    like = head_of(recipe)
     return (
         Arm(recipe, "label-free LIBERO-90 first", recipe, seeds=seeds),
-        Arm("scratch", "no pretraining", seeds=seeds),
-        Arm("blind", "no images", overrides=(("policy.sees", "false"),), seeds=1),
-        Arm("no-language", "no instruction", overrides=(("policy.hears", "false"),), seeds=1),
+        Arm("scratch", "no pretraining, the same architecture", overrides=like, seeds=seeds),
+        Arm("blind", "no images", overrides=(*like, ("policy.sees", "false")), seeds=1),
+        Arm("no-language", "no instruction", overrides=(*like, ("policy.hears", "false")), seeds=1),
+    )
+
+
+def head_of(recipe: str) -> Overrides:
+    """What a recipe changes of the policy that it pretrains: who begins without it has the same one."""
+    policy = load_config(recipe, PretrainConfig, stage="pretrain").recipe.policy
+    return tuple(
+        (f"policy.policy.{key}", str(getattr(policy, key)).lower()) for key in ("components", "density")
     )
 
 
@@ -182,8 +216,9 @@ def units(study: GpuStudy, speeds: Speeds) -> Iterator[Unit]:
     for suite in (VIDEOS, *SUITES):
         steps = TASK_COUNTS[suite] * COLLECTED * EXPERT_STEPS
         minutes = steps * 2 * speeds.control_step / workers / 60  # images at every step
-        yield Unit(f"data/{suite}", minutes, partial(made, study.store, suite))
-    steps = int(dict(study.pretrain_overrides)["train.steps"])
+        yield Unit(f"data/{suite}", minutes, partial(study.data, suite))
+    asked = dict(study.pretrain_overrides)
+    steps = int(asked["train.steps"]) + int(asked.get("world.steps", 0))
     start = partial(made, study.pretraining, study.args.recipe)
     yield Unit(f"pretrain/{study.args.recipe}", steps * speeds.pretrain_step / 60, start)
     play = 10 * STATES * MEAN_STEPS * speeds.control_step / min(workers, 10) / 60
@@ -205,10 +240,12 @@ def made(make: Callable[[str], Path], name: str) -> dict[str, Any]:
 
 
 def speeds_here(study: GpuStudy) -> Speeds:
-    """Measured, or as they were measured before in --out."""
-    path = study.out / "speeds.json"
+    """Measured, or as they were measured before in --out on a machine of this kind."""
+    path, device = study.out / "speeds.json", device_here()
     if path.is_file() and not study.args.quick:
-        return Speeds(**json.loads(path.read_text(encoding="utf-8")))
+        before = Speeds(**json.loads(path.read_text(encoding="utf-8")))
+        if before.device == device:
+            return before
     cfg = load_config(study.args.recipe, PretrainConfig, study.pretrain_overrides, stage="pretrain")
     recipe = Recipe(cfg.recipe)
     pretrain_s = timed(recipe, random_clip(cfg.train.batch_size, recipe), cfg.train)
@@ -218,12 +255,15 @@ def speeds_here(study: GpuStudy) -> Speeds:
     [played_] = run_jobs("libero_gpu:stepping", {}, [f"{SUITES[1]}-0"], workers=1)
     if played_.error is not None:
         raise UserError(f"expected LIBERO to step, found {played_.error}: try lawm doctor")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     found = Speeds(pretrain_s, finetune_s, played_.result, device)
     if not study.args.quick:  # of other batches
         study.out.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(asdict(found), indent=1) + "\n")
     return found
+
+
+def device_here() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else str(hardware()["cpu"])
 
 
 def timed(module: torch.nn.Module, batch: Any, train: TrainConfig) -> float:
@@ -252,7 +292,7 @@ def stepping() -> Callable[[str], float]:
 # The table ------------------------------------------------------------------------------------------
 
 
-def table(study: GpuStudy, speeds: Speeds | None, seconds: float) -> None:
+def table(study: GpuStudy, speeds: Speeds | None) -> None:
     rows: list[dict[str, Any]] = []
     whole: dict[tuple[str, int], dict[int, float]] = {}  # of arm and n -> seed -> mean of the four suites
 
@@ -265,6 +305,8 @@ def table(study: GpuStudy, speeds: Speeds | None, seconds: float) -> None:
         row = {"n": n, "suite": suite, "arm": arm.name, "says": arm.says, "seeds": len(there)}
         if there:
             row |= compared(there, base if arm.name != "scratch" else None)
+            row["pretrainings"] = len({f["start"] for f in there.values() if f["start"]})
+            row["made with"] = "; ".join(sorted({f["libero"] for f in there.values()}))
         rows.append(row if there else row | {"mean": "not run"})
     for n, arm in product(study.ns, arms(study.args.recipe, study.args.seeds)):
         suites = [results(arm.name, suite, n) for suite in SUITES]
@@ -275,14 +317,16 @@ def table(study: GpuStudy, speeds: Speeds | None, seconds: float) -> None:
     write_result(
         study.out,
         question="The published setting: four suites, with and without LIBERO-90's videos",
-        seconds=seconds,
+        argv=("--resume", *study.flags),
+        seconds=study.spent(),
         seeds=list(range(study.args.seeds)),
         rows=rows,
         targets=targets(whole, study.args, study.ns),
         notes=f"Published means of the four suites, with 50 demonstrations: {PUBLISHED['scratch']}% from "
         f"scratch, {PUBLISHED['pretrained']}% pretrained. n: demonstrations a task that are learnt from; "
-        "those that choose the step come on top. Student's t intervals over seeds, pairs by seed. "
-        + ("" if speeds is None else f"Seconds here: {speeds}."),
+        "those that choose the step come on top. Protocol: lawm, stored states. Student's t intervals over "
+        "seeds, pairs by seed; all play the same states and begin with one pretraining: neither draw is in "
+        f"an interval. {study.made_by()} " + ("" if speeds is None else f"Seconds here: {speeds}."),
     )
 
 
@@ -312,9 +356,9 @@ def targets(whole: dict[tuple[str, int], dict[int, float]], args: Args, ns: tupl
 def main(args: Args) -> None:
     libero_assets.check_ready()
     flags = ["--recipe", args.recipe, "--seeds", str(args.seeds), "--workers", str(args.workers)]
+    flags += ["--accumulate", str(args.accumulate)] if args.accumulate > 1 else []
     flags += ["--datasets", str(args.datasets)] if args.datasets else []
     study = GpuStudy(*args.folders, args, flags=tuple(flags))
-    started = time.monotonic()
     speeds = None if args.table else speeds_here(study)
     if args.plan and speeds is not None:
         print(
@@ -323,7 +367,7 @@ def main(args: Args) -> None:
         )
     planned = partial(units, study, speeds or Speeds(0, 0, 0, ""))
     if work_through(study, args, planned, ("data", "pretrain")):
-        table(study, speeds, time.monotonic() - started)
+        table(study, speeds)
 
 
 if __name__ == "__main__":

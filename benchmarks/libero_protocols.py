@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Target, answer, write_result
+from harness import Target, answer, libero_made_with, write_result
 from paired import controls, lacking, play
 
 from lawm_policy.policies.loading import load_policy
@@ -131,7 +131,7 @@ def main(args: Args) -> None:
         ],
         notes=f"One policy on {args.suite}, {visuals} images, {args.episodes} stored states a task, the same "
         "for each way, in pairs. Presets see images turned as the policy learnt from, but where the row says "
-        "otherwise.",
+        f"otherwise. {libero_made_with()}.",
     )
 
 

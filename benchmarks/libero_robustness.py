@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Target, answer, write_result
+from harness import Target, answer, libero_made_with, write_result
 from paired import controls, lacking, play
 from table import line
 from table import table as markdown
@@ -110,7 +110,8 @@ def main(args: Args) -> None:
         notes=heat(rows) + f"\n\nOne policy on {suite}, {args.episodes} starts a task, the same in each row, "
         f"in pairs. Judged where it has {ENOUGH:.0f}% unperturbed. Wilson's intervals, and those of paired "
         "differences, by which the map is shaded. Starts that are no episode "
-        "(their premise does not hold) are in no pair. Rows without numbers were not run.",
+        "(their premise does not hold) are in no pair. Rows without numbers were not run. "
+        f"{libero_made_with()}.",
     )
 
 

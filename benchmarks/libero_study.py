@@ -13,6 +13,7 @@ demonstrations."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,19 +35,12 @@ PILOT_NS, QUICK_NS = (1, 3, 5, 10), (1,)
 BAND = (25.0, 60.0)  # percent, of scratch
 SEEDS, CONTROLS = 5, 3  # draws of what is compared, and of the policies beside it that lack something
 BLIND_MARGIN = 20.0  # points by which the best has to be better than a policy without eyes
-BLIND_TOO = "blind-pretrained"
-BESIDE = (
-    "supervised",
-    "blind",
-    BLIND_TOO,
-    "no-language",
-    "scratch-longer",
-)  # never the best: headroom, controls
 LONGER = 3.0  # times the steps
 FIFTY = ("scratch", "blind", "no-language")  # and the recipe: who learns from fifty
 FIFTY_GOALS = {"libero_object": ">= 98", "libero_spatial": ">= 95", "libero_goal": ">= 90"}
 SLICES = 2  # units that a pretraining takes
 STAGES = ("data", "stores", "pilot", "pretrain", "tune")
+POOLED = tuple(dict.fromkeys(part.suite for part in FULL.pool))  # what is pretrained on
 # Minutes on one of two cores of an Intel Xeon of 2.8 GHz without bf16 (playing: estimated; an AMD EPYC takes
 # half as long).
 COLLECT, JOIN, FIT, PLAY, NEW_TASK = 0.13, 0.005, 10.0, 0.07, 0.1
@@ -72,10 +66,14 @@ def arms(recipe: str) -> tuple[Arm, ...]:
         Arm(recipe, "frames and captions first", recipe, seeds=SEEDS),
         Arm("supervised", "the same episodes with their commands: the headroom", "supervised", seeds=SEEDS),
         Arm("blind", "no images", **blind),
-        Arm(BLIND_TOO, f"{recipe}, no images", recipe, **blind | {"settings_of": recipe}),
+        Arm(blind_twin(recipe), f"{recipe}, no images", recipe, **blind | {"settings_of": recipe}),
         Arm("no-language", "no instruction", overrides=(("policy.hears", "false"),), **beside),
         Arm("scratch-longer", "no pretraining, three times the steps", longer=LONGER, **beside),
     )
+
+
+def blind_twin(recipe: str) -> str:
+    return f"{recipe}-blind"
 
 
 def arms_of(recipe: str, suite: str, cases: Mapping[str, int]) -> tuple[Arm, ...]:
@@ -119,10 +117,10 @@ def asked_for(words: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for word in words.split(","):
         suite, _, n = word.strip().partition(":")
-        if suite not in FULL.suites or not n.isdigit() or not 1 <= int(n) <= max(PILOT_NS):
+        if suite not in POOLED or not n.isdigit() or not 1 <= int(n) <= max(PILOT_NS):
             raise UserError(
-                f"expected --judge as {FULL.suites[1]}:3,{FULL.suites[0]}:1, with 1 to {max(PILOT_NS)} "
-                f"demonstrations, found {word!r}: correct it"
+                f"expected --judge as {POOLED[0]}:3,{POOLED[1]}:1, of the suites that are pretrained on, "
+                f"with 1 to {max(PILOT_NS)} demonstrations, found {word!r}: correct it"
             )
         found[suite] = int(n)
     return found
@@ -212,7 +210,7 @@ def slices(study: LiberoStudy, args: Args, start: str) -> Iterator[Unit]:
 
 def fifty_units(study: LiberoStudy, args: Args, cases: dict[str, int]) -> Iterator[Unit]:
     by_name = {arm.name: arm for arm in arms(args.recipe)}
-    for arm in (by_name[name] for name in (args.recipe, "scratch", "blind", "no-language")):
+    for arm in (by_name[name] for name in (args.recipe, *FIFTY)):
         for suite in study.sizes.suites:
             tuned = next(iter(cases.items()))
             name = f"fifty/{suite}/{arm.name}"
@@ -275,6 +273,7 @@ def table(study: LiberoStudy, args: Args) -> None:
     write_result(
         study.out,
         question="How much do label-free LIBERO videos help, at few demonstrations a task?",
+        argv=("--resume", *study.flags),
         seconds=study.spent(),
         seeds=list(range(SEEDS)),
         rows=rows + fifties,
@@ -284,13 +283,14 @@ def table(study: LiberoStudy, args: Args) -> None:
         + ", ".join(f"{suite} {factor}" for suite, factor in WIDE.items())
         + "), fresh (LIBERO's regions), stored. A cell proves nothing where a policy without images comes "
         f"within {BLIND_MARGIN:.0f} points of the best of scratch and {args.recipe}, over the seeds that "
-        "both have. Not run: not run yet. All seeds play the same initial states and draw from the same "
+        "all have. Not run: not run yet. All seeds play the same initial states and draw from the same "
         f"{round(0.9 * study.sizes.draws)} demonstrations a task, and a recipe is pretrained as often as its "
         "row says: none of these draws is in an interval. Beside n, three held-out demonstrations a task "
         "(one or two in tuning) choose the step whose weights are played. Rates are chosen on the first "
         "suite, by as many trials for each arm; blind, no-language and scratch-longer take scratch's, "
-        f"blind-pretrained the recipe's. {steps_told(study, args.recipe)} "
-        "What is pretrained on are the judged suites' own tasks, other episodes, each with its instruction. "
+        f"{blind_twin(args.recipe)} the recipe's. {steps_told(study, args.recipe)} "
+        f"What is pretrained on are the tasks of {', '.join(POOLED)} themselves, other episodes, each with "
+        "its instruction; of any other suite nothing is. "
         "Demonstrations and videos are of states that the expert solves; what is played is not chosen so: "
         "the expert's own row says how much of it can be solved by who learnt from him. " + study.made_by(),
     )
@@ -324,6 +324,9 @@ def expert_rows(study: LiberoStudy) -> list[dict[str, Any]]:
 def cells(study: LiberoStudy, args: Args, suite: str, n: int, start: str) -> Cells:
     def marks(arm: str) -> dict[int, Any]:
         found = {seed: study.result(f"{suite}/n{n}/{arm}/{seed}") for seed in range(SEEDS)}
+        tuned = {json.dumps(f.get("settings")) for f in found.values() if f is not None}
+        if len(tuned) > 1:
+            raise SystemExit(f"{suite}/n{n}/{arm}: units of several settings, {', '.join(sorted(tuned))}")
         return {
             seed: {
                 "successes": f["successes"] if start == MAIN else f["beside"][start],
@@ -351,27 +354,28 @@ def cell_rows(
             row["pretrainings"] = len({f["start"] for f in there.values() if f["start"]})
             row["made with"] = "; ".join(sorted({f["libero"] for f in there.values()}))
         rows.append(row | {"seeds": len(there)})
-    return with_verdict(rows, found)
+    return with_verdict(rows, found, args.recipe)
 
 
-def above_blind(found: Cells) -> float | None:
-    """By how many points the best of scratch and the recipe is above its like without eyes (the recipe's
-    begins with the same weights, where one is among the arms), over the seeds that both have; None where
-    there are none."""
-    margins = []
-    for arm, there in found.items():
-        blind = found.get("blind" if arm == "scratch" or BLIND_TOO not in found else BLIND_TOO, {})
-        shared = there.keys() & blind.keys()
-        if arm not in BESIDE and shared:
-            margins.append(100 * float(np.mean([rate(there[s]) - rate(blind[s]) for s in sorted(shared)])))
-    return max(margins, default=None)
+def above_blind(found: Cells, recipe: str) -> float | None:
+    """By how many points the better of scratch and the recipe is above the better of their like without eyes,
+    of those that were run, over the seeds that all of these have; None where there are none."""
+    groups = (("scratch", recipe), ("blind", blind_twin(recipe)))
+    seeing, blind = ([found[name] for name in names if found.get(name)] for names in groups)
+    seeds = set.intersection(*map(set, (*seeing, *blind))) if seeing and blind else set()
+    if not seeds:
+        return None
+    best, best_blind = (
+        max(np.mean([rate(there[seed]) for seed in seeds]) for there in group) for group in (seeing, blind)
+    )
+    return 100 * float(best - best_blind)
 
 
-def with_verdict(rows: list[dict[str, Any]], found: Cells) -> list[dict[str, Any]]:
+def with_verdict(rows: list[dict[str, Any]], found: Cells, recipe: str) -> list[dict[str, Any]]:
     """Whether these rows can show anything: only if what sees is clearly better than what does not."""
-    margin = above_blind(found)
+    margin = above_blind(found, recipe)
     if margin is None:
-        verdict = "open" if found.get("blind") else "open: blind not run"
+        verdict = "open: blind not run beside it"
     else:
         verdict = f"blind {margin:.1f} points below the best"
         verdict = verdict if margin >= BLIND_MARGIN else f"proves nothing: {verdict}"
@@ -391,7 +395,7 @@ def fifty_rows(study: LiberoStudy, args: Args) -> list[dict[str, Any]]:
             if done is not None:
                 row |= {"mean": 100 * rate(done), "seeds": 1, **share(done), "made with": done["libero"]}
             group.append(row)
-        rows += with_verdict(group, found)
+        rows += with_verdict(group, found, args.recipe)
     return rows
 
 
@@ -417,7 +421,9 @@ def targets(
             main = {}  # nothing is judged before all seeds are there
         best, scratch = main.get(args.recipe, {}), main.get("scratch", {})
         gain, interval = best.get("minus_scratch"), best.get("minus_scratch_interval")
-        apart = above_blind(cells(study, args, suite[0], chosen[suite[0]], MAIN)) if chosen and main else None
+        apart = None
+        if chosen and main:
+            apart = above_blind(cells(study, args, suite[0], chosen[suite[0]], MAIN), args.recipe)
         low, high = BAND
         found += [
             Target(f"{case}, wide: {args.recipe} - scratch, points", ">= 15", gain, interval),

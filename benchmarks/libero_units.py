@@ -95,6 +95,10 @@ class Sizes:
 
 
 HALVES = ("0-4", "5-9")
+_CELL = (
+    ("train.batch_size", "64"),
+    ("train.precision", "no"),
+)  # also where a processor has bf16: pairs are alike
 THREE = ("libero_object", "libero_goal", "libero_spatial")
 FULL = Sizes(
     suites=THREE,
@@ -118,8 +122,8 @@ FULL = Sizes(
     ),
     recipes=(("inverse-kl", (("world.steps", "3000"),)),),
     supervised=(("train.steps", "9000"), ("train.batch_size", "64"), ("train.eval_every", "500")),
-    finetune=(("train.steps", "1200"), ("train.batch_size", "64"), ("train.eval_every", "200")),
-    fifty_finetune=(("train.steps", "6000"), ("train.batch_size", "64"), ("train.eval_every", "1000")),
+    finetune=(*_CELL, ("train.steps", "1200"), ("train.eval_every", "200")),
+    fifty_finetune=(*_CELL, ("train.steps", "6000"), ("train.eval_every", "1000")),
 )
 _FEW = (("train.steps", "10"), ("train.batch_size", "8"))
 QUICK = Sizes(
@@ -198,7 +202,7 @@ class LiberoStudy(Campaign):
             protocol=protocol(part.suite, start),
             workers=1,
         )
-        made = (part, start, seed)
+        made = (part, seed, PIXELS, asked.protocol)
         self.once(f"collect-{out.name}", lambda: collect(replace(asked, resume=out.exists())), made)
 
     # Pretraining.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lawm_policy.policies.loading import load_policy
-from lawm_policy.sim.protocol import SUMMARY, is_no_episode, read, read_summary
+from lawm_policy.sim.protocol import is_no_episode, read, read_summary
 from lawm_policy.stages.compare import compare
 from lawm_policy.stages.evaluate import EvaluateArgs
 from lawm_policy.stages.evaluate import run as evaluate
@@ -17,7 +17,7 @@ from lawm_policy.types import UserError
 
 def play(grid: EvaluateArgs, base: Path | None = None, than: str = "") -> dict[str, Any]:
     """Plays what is missing of `grid`; the row says what was won, and how much less `than` in `base`."""
-    evaluate(replace(grid, resume=(grid.out / SUMMARY).exists()))
+    evaluate(replace(grid, resume=grid.out.exists()))
     if lost := next((r.error for r in read(grid.out) if r.error and not is_no_episode(r.error)), None):
         raise SystemExit(f"{grid.out}: {lost}: the row is not counted; --resume plays that episode again")
     told = read_summary(grid.out)["all"]

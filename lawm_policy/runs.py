@@ -95,7 +95,7 @@ def open_run(
 ) -> Path:
     """Creates the folder with `config.yaml` and `versions.json`; a resumed run must ask for the same.
 
-    `data` maps each store's name to its fingerprint.
+    `data` maps each store's name to its fingerprint, and the run that it starts from to its hash.
     """
     out = check_out(out, resume=resume, force=force)
     if not _first_process():
@@ -145,7 +145,10 @@ def _check_same(out: Path, config: Any, fingerprints: Mapping[str, str]) -> None
             f"expected the configuration of {out} to resume it, found another {key}: give another --out"
         )
     if data != list(fingerprints.values()):  # the same stores, wherever they lie now
-        raise UserError(f"expected the data of {out} to resume it, found other data: give another --out")
+        raise UserError(
+            f"expected the data of {out} and the run that it starts from to resume it, found others: "
+            "give another --out"
+        )
 
 
 def versions(

@@ -118,14 +118,17 @@ def test_what_sees_is_compared_with_blind_over_shared_seeds_and_without_the_head
     rows = [{"arm": "scratch", "mean": 60.0}]
 
     def verdict(**found):
-        return libero_study.with_verdict(rows, found)[0]["verdict"]
+        found = {name.replace("_", "-"): there for name, there in found.items()}
+        return libero_study.with_verdict(rows, found, "inverse-kl")[0]["verdict"]
 
     assert verdict(scratch=at(6), blind=at(1)) == "blind 50.0 points below the best"
-    assert verdict(scratch=at(6)) == "open: blind not run"
-    assert verdict(blind=at(6)) == verdict(scratch={}, blind=at(6)) == "open"
+    assert verdict(scratch=at(6)) == "open: blind not run beside it"
+    assert verdict(blind=at(6)) == verdict(scratch={}, blind=at(6)) == "open: blind not run beside it"
     shared = verdict(scratch=at(3, 3, 9, 9, 9), blind=at(2, 2))
     assert shared == "proves nothing: blind 10.0 points below the best"
     assert verdict(scratch=at(3), supervised=at(9), blind=at(2)).startswith("proves nothing: blind 10.0")
+    four = {"scratch": at(4), "blind": at(1), "inverse_kl": at(6), "inverse_kl_blind": at(5)}
+    assert verdict(**four) == "proves nothing: blind 10.0 points below the best", "it is no other's margin"
 
 
 def test_a_unit_waits_for_its_stage_and_for_what_it_goes_on_from():
@@ -173,12 +176,52 @@ def test_what_was_made_on_another_request_is_refused(study):
         study.once("data", lambda: made.append(3), ("libero_goal", 80))
 
 
+def test_units_that_were_played_with_other_settings_share_no_row(study):
+    for seed, rate in enumerate(("1e-3", "1e-3", "5e-4")):
+        write(study, f"libero_goal/n5/scratch/{seed}", {"t": "1"}, libero="1.0", settings={"train.lr": rate})
+    with pytest.raises(SystemExit, match=r"libero_goal/n5/scratch: units of several settings"):
+        libero_study.cells(study, libero_study.Args(), "libero_goal", 5, "wide")
+
+
+def test_a_unit_that_fails_stops_only_those_that_wait_for_it(study, capsys):
+    def fail():
+        raise RuntimeError("a worker died")
+
+    def refuse():
+        raise SystemExit("its cell is not counted")
+
+    done = []
+    made = [
+        Unit("data/a", 1, fail, readers=("pretrain/*",)),
+        Unit("pretrain/x", 1, lambda: done.append("x") or {}),
+        Unit("data/b", 1, refuse),
+        Unit("data/b2", 1, lambda: done.append("b2") or {}, "data/b"),
+        Unit("data/c", 1, lambda: done.append("c") or {}),
+    ]
+    args = libero_study.Args(only="*")
+    with pytest.raises(SystemExit, match="2 units failed: data/a, data/b"):
+        campaign.work_through(study, args, lambda: made, ("data", "pretrain"))
+    assert done == ["c"] and study.result("data/c") is not None
+    said = capsys.readouterr().out
+    assert "data/a failed: RuntimeError: a worker died" in said and "its cell is not counted" in said
+
+
+def test_a_unit_that_is_told_to_stop_stops_all(study):
+    def stop():
+        raise SystemExit(campaign.STOPPED)
+
+    made = [Unit("data/a", 1, stop), Unit("data/b", 1, dict)]
+    with pytest.raises(SystemExit) as stopped:
+        campaign.work_through(study, libero_study.Args(only="*"), lambda: made, ("data",))
+    assert stopped.value.code == campaign.STOPPED and study.result("data/b") is None
+
+
 def test_a_verdict_waits_for_all_seeds_and_names_pretrainings(study):
     for seed in range(5):
-        for arm in ("scratch", "inverse-kl", "supervised", "blind", "blind-pretrained")[
+        for arm in ("scratch", "inverse-kl", "supervised", "blind", "inverse-kl-blind")[
             : 3 if seed > 2 else 5
         ]:
-            won = {"scratch": 4, "blind": 1, "blind-pretrained": 2}.get(arm, 9)
+            won = {"scratch": 4, "blind": 1, "inverse-kl-blind": 2}.get(arm, 9)
             marks = {"t": "1" * won + "0" * (12 - won)}
             start = f"weights-{seed // 4}" if arm == "inverse-kl" else None
             beside = dict.fromkeys(("fresh", "stored"), marks)
@@ -321,7 +364,7 @@ def test_what_was_not_run_stays_open_in_the_table_of_perturbations():
 def called(tmp_path, monkeypatch):
     """A study's script with its options; --out and --work in tmp_path."""
     monkeypatch.setattr(libero_gpu.libero_assets, "check_ready", lambda: None)
-    speeds = libero_gpu.Speeds(0.2, 0.1, 0.01, "a machine")
+    speeds = libero_gpu.Speeds(0.2, 0.1, 0.01, libero_gpu.device_here())
     for out in ("out", "out-quick", "out-official"):
         (tmp_path / out).mkdir()
         (tmp_path / out / "speeds.json").write_text(json.dumps(vars(speeds)))
@@ -375,7 +418,7 @@ def test_a_unit_that_leaves_nothing_is_not_run_for_ever(called, monkeypatch):
 
 
 def test_a_unit_of_the_published_setting_says_how_it_is_made_again(called, tmp_path, monkeypatch):
-    monkeypatch.setattr(libero_gpu.GpuStudy, "store", lambda study, suite: tmp_path)
+    monkeypatch.setattr(libero_gpu.GpuStudy, "data", lambda study, suite: {})
     assert not called("libero_gpu", "--only", "data/libero_goal", "--datasets", "HERE", "--workers", "3")
     made = json.loads((tmp_path / "out-official/units/data__libero_goal.json").read_text())
     assert "--recipe lawm --seeds 3 --workers 3 --datasets HERE --only" in made["versions"]["command"]
@@ -387,6 +430,37 @@ def test_the_published_setting_learns_from_what_a_store_does_not_hold_out(called
     assert all(f"n{n}/libero_10/scratch/2" in names for n in (45, 10, 5)) and "n50/" not in names
     called("libero_gpu", "--plan")
     assert "n50/libero_10/scratch/2" in capsys.readouterr().out
+
+
+def test_the_published_setting_wants_all_of_a_suite_before_it_pretrains(tmp_path, monkeypatch):
+    """Half of a download, or an expert who gave up, is known here and not days later."""
+    store = made_store(tmp_path / "store", episodes=12)
+    few = libero_gpu.GpuStudy(tmp_path / "out", tmp_path / "work", libero_gpu.Args())
+    monkeypatch.setattr(libero_gpu.GpuStudy, "store", lambda study, suite: store)
+    tasks = sorted({e.task for e in EpisodeStore.open(store).episodes})
+    monkeypatch.setattr(libero_gpu, "choose", lambda suite, words: tasks)
+    with pytest.raises(UserError, match=f"expected 50 training demonstrations.*of {tasks[0]}"):
+        few.data("libero_goal")
+    assert sum(few.data("libero_90")["training demonstrations"].values()) > 0
+    monkeypatch.setattr(libero_gpu, "choose", lambda suite, words: [*tasks, "libero_90-7"])
+    with pytest.raises(UserError, match="found 0 of libero_90-7"):
+        few.data("libero_90")
+
+
+def test_who_begins_without_pretraining_has_the_same_architecture():
+    begins = {arm.name: dict(arm.overrides) for arm in libero_gpu.arms("lawm", 3)}
+    for name in ("scratch", "blind", "no-language"):
+        assert (
+            begins[name].items()
+            >= {"policy.policy.components": "1", "policy.policy.density": "false"}.items()
+        )
+    steps = [
+        dict(libero_gpu.GpuStudy(Path(), Path(), libero_gpu.Args(recipe=r)).pretrain_overrides)
+        for r in ("lawm", "inverse-kl")
+    ]
+    assert int(steps[0]["train.steps"]) == sum(
+        int(steps[1][f"{phase}.steps"]) for phase in ("world", "train")
+    )
 
 
 ONCE = """

@@ -358,7 +358,7 @@ def test_a_run_folder_records_what_made_it(tmp_path: Path) -> None:
         runs.open_run(out, TrainConfig(), data={place: "abc"}, resume=True)
     for config, data, said in (
         (TrainConfig(lr=1.0), "abc", "found another lr"),
-        (TrainConfig(), "abd", "found other data"),
+        (TrainConfig(), "abd", "found others"),
     ):
         with pytest.raises(UserError, match=said):
             runs.open_run(out, config, data={"store": data}, resume=True)

@@ -186,13 +186,20 @@ def run(args: EvaluateArgs) -> int:
 
 
 def _checked(args: EvaluateArgs, actor: Actor, suite: Suite) -> dict[str, Any]:
-    """The robot card of a policy that belongs to this suite."""
-    if args.device == "cpu":
+    """The robot card of a policy that belongs to this suite. A process that uses CUDA opens no simulator."""
+    if not _cuda_in_use(args):
         return check_match(suite, actor, args.distractors)
-    arguments = {"suite": args.suite, "seat": Seat.of(actor), "distractors": args.distractors}
+    seat = Seat.of(actor) if args.batch else None
+    arguments: dict[str, Any] = {"run": args.run, "factory": args.policy_factory, "seat": seat}
+    arguments |= {"suite": args.suite, "distractors": args.distractors}
     [outcome] = run_jobs(f"{evaluate_worker.__name__}:check", arguments, [None], workers=1)
     card: dict[str, Any] = outcome.result
     return card
+
+
+def _cuda_in_use(args: EvaluateArgs) -> bool:
+    torch = sys.modules.get("torch")
+    return args.device != "cpu" or (torch is not None and torch.cuda.is_initialized())
 
 
 def _batcher(args: EvaluateArgs, actor: Actor) -> Batcher | None:

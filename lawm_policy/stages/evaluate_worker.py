@@ -85,9 +85,12 @@ def begin(
     return play
 
 
-def check(suite: str, seat: Seat, distractors: int) -> Callable[[Any], dict[str, Any]]:
-    """`check_match` in a process of its own: a GPU's, where OpenGL and CUDA do not go together."""
-    card = check_match(suite_named(suite), seat, distractors)
+def check(
+    run: str, factory: str, seat: Seat | None, suite: str, distractors: int
+) -> Callable[[Any], dict[str, Any]]:
+    """`check_match` in a process of its own: OpenGL and CUDA do not go together."""
+    player: Any = seat or load_function(factory)(run)
+    card = check_match(suite_named(suite), player, distractors)
     return lambda _: card
 
 

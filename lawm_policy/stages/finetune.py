@@ -120,10 +120,13 @@ def finetune(
         report = initialise(policy, pretrained, fresh)
         came = report.loaded
         say(str(report))
+    learnt_from = {str(data): demonstrations.fingerprint}
+    if pretrained is not None:
+        learnt_from[str(pretrained.folder)] = pretrained.sha256
     open_run(
         out,
         cfg,
-        data={str(data): demonstrations.fingerprint},
+        data=learnt_from,
         seeds={"train": cfg.train.seed, "draw": draw},
         resume=resume,
         force=force,

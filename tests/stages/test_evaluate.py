@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
 from lawm_policy.policies.ensembling import Ensemble
 from lawm_policy.sim import playing, protocol
@@ -68,6 +69,13 @@ def test_records(whole, capsys):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_same_episodes_for_any_number_of_workers(whole, tmp_path, workers):
     assert evaluate.run(arguments(tmp_path / "e", workers=workers, episodes=6)) == 0
+    assert episodes(tmp_path / "e") == episodes(whole)
+
+
+def test_a_process_that_uses_cuda_opens_no_simulator(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(evaluate, "check_match", lambda *_: pytest.fail("a simulator beside CUDA"))
+    assert evaluate.run(arguments(tmp_path / "e", episodes=6)) == 0
     assert episodes(tmp_path / "e") == episodes(whole)
 
 

@@ -164,6 +164,19 @@ def test_a_finetuned_run_can_be_finetuned_again_in_its_own_units(work: Path) -> 
     assert first.normalization == again.normalization
 
 
+def test_a_finetuning_is_resumed_from_what_it_began_with_or_not_at_all(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["pretrain", "debug", "--data", str(work / "videos"), "--out", str(work / "other"), *SMALL]
+    assert main([*other, "--set", "train.seed=1"]) == 0
+    begun = ["--init", str(work / "pretrained")]
+    assert finetune(work, "begun", *begun) == 0
+    assert finetune(work, "begun", *begun, "--resume") == 0
+    for start in ([], ["--init", str(work / "other")]):
+        assert finetune(work, "begun", *start, "--resume") == 2
+        assert "the run that it starts from" in capsys.readouterr().err
+
+
 def test_resuming_gives_what_was_never_stopped(work: Path) -> None:
     data = ["--data", str(work / "videos")]
     whole, parts = str(work / "whole"), str(work / "parts")

@@ -42,6 +42,7 @@ PIP = f"(without a clone: pip install 'lawm_policy[libero]', then --no-deps hf-l
 REPOSITORY = "lerobot/libero-assets"  # a dataset; its root is the assets folder
 CHECKSUMS = "lawm-checksums.json"  # beside the assets, written when all of them have been verified
 STAND_INS = "STAND_INS.txt"
+POINTER = b"version https://git-lfs"  # what Git leaves in a large file's place where LFS is not installed
 NEEDED = Path(__file__).with_name("libero_files.txt")
 
 
@@ -58,9 +59,10 @@ class Assets:
 
     folder: Path
     missing: tuple[str, ...]
-    damaged: tuple[str, ...]  # not the size, or not the content, that the hub told
+    damaged: tuple[str, ...]  # not the size, or not the content, that the hub told; or none at all
     approximated: bool
     verified: bool  # against the hub's checksums, now or (by size alone) when they were downloaded
+    pointers: bool = False  # what is damaged was cloned without Git LFS
 
     @property
     def state(self) -> Literal["complete", "approximated", "missing", "damaged"]:
@@ -79,7 +81,8 @@ class Assets:
             return f"no folder {self.folder}"
         if wrong := self.missing or self.damaged:
             shown = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
-            return f"{len(wrong)} files {self.state} in {self.folder}: {shown}"
+            hint = " (Git LFS pointers: `git lfs pull` there)" if self.pointers else ""
+            return f"{len(wrong)} files {self.state} in {self.folder}: {shown}{hint}"
         notes = [f"see its {STAND_INS}"] if self.approximated else []
         notes += [] if self.verified else ["no checksums"]
         return f"{self.state} in {self.folder}" + (f" ({', '.join(notes)})" if notes else "")
@@ -120,7 +123,7 @@ def remedy() -> str:
 
 def examine(folder: Path, *, thorough: bool = False) -> Assets:
     """Looks at names, and at sizes where the hub's are known (milliseconds); `thorough` also at contents."""
-    needed = [line for line in NEEDED.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    needed = _needed()
     try:
         files = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["files"]
         record = {name: (size, checksum) for name, (size, checksum) in files.items()}
@@ -134,8 +137,23 @@ def examine(folder: Path, *, thorough: bool = False) -> Assets:
         for name, (size, checksum) in record.items()
         if name not in missing and not _intact(folder / name, size, checksum if thorough else None)
     ]
-    approximated = (folder / STAND_INS).is_file()
-    return Assets(folder, tuple(missing), tuple(damaged), approximated, bool(record))
+    unknown = [name for name in needed if name not in record and name not in missing]  # copied by hand
+    starts = {name: _start(folder / name, len(POINTER)) for name in unknown}
+    damaged += [name for name, start in starts.items() if start in (b"", POINTER)]
+    approximated, pointers = (folder / STAND_INS).is_file(), POINTER in starts.values()
+    return Assets(folder, tuple(missing), tuple(damaged), approximated, bool(record), pointers)
+
+
+def _needed() -> list[str]:
+    return [line for line in NEEDED.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+
+
+def _start(path: Path, size: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError:  # as good as empty
+        return b""
 
 
 def described() -> dict[str, str | None]:
@@ -279,13 +297,16 @@ def _download(folder: Path, revision: str, todo: dict[str, Facts]) -> None:
             f"run {INSTALL} again later"
         )
 
-    pool = ThreadPoolExecutor(8)
+    pool, wait = ThreadPoolExecutor(8), True
     try:
         with progress("LIBERO's assets", total / 1e6, unit="MB") as bar:
             for size in pool.map(download, todo):
                 bar.advance(size / 1e6)
+    except KeyboardInterrupt:
+        wait = False
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=wait, cancel_futures=True)
 
 
 def _what_to_do(folder: Path, error: Exception) -> UserError:
@@ -293,9 +314,12 @@ def _what_to_do(folder: Path, error: Exception) -> UserError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         return UserError(f"expected to write {folder}, found {error.strerror}: mend that, or set LAWM_CACHE")
     said = (str(error).strip().splitlines() or [""])[0]
+    assets = examine(folder)
+    begun = len(assets.missing) < len(_needed())
+    go_on = f"{INSTALL} goes on where it stopped ({assets}); or " if begun else ""
     return NoHub(
         f"expected LIBERO's assets from the hub, found {type(error).__name__} {said}: "
-        f"elsewhere run `hf download {REPOSITORY} --repo-type dataset --local-dir libero-assets` "
+        f"{go_on}elsewhere run `hf download {REPOSITORY} --repo-type dataset --local-dir libero-assets` "
         f"(pip install huggingface_hub), and copy that folder to {folder}, or set {GIVEN} to it"
     )
 
@@ -358,6 +382,9 @@ def main() -> int:
     except UserError as error:
         say(f"libero: {error}")
         return 2
+    except KeyboardInterrupt:
+        say(f"libero: interrupted: {INSTALL} goes on where it stopped")
+        os._exit(130)  # at once: an ordinary end waits for the downloads that are under way
     say(f"LIBERO's assets: {assets}")
     return 0
 

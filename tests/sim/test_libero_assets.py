@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,9 @@ def test_a_download_that_was_killed_goes_on(tmp_path, hub):
         process.wait()
     before = libero_assets.examine(folder_of(tmp_path)).missing
     assert LARGE in before and len(before) < 20, "it had not begun, or was not stopped in time"
+    offline = fetch(tmp_path)
+    assert offline.returncode == 2 and len(offline.stderr.splitlines()) == 1
+    assert f"make libero goes on where it stopped ({len(before)} files missing in" in offline.stderr
     hub.stall = None
     hub.asked.clear()
     done = fetch(tmp_path, hub.address)
@@ -97,6 +101,24 @@ def test_a_download_that_was_killed_goes_on(tmp_path, hub):
     assert {name for name, _ in hub.asked} <= {*before, "LICENSE"}, "what was there was asked for again"
     assert_all_there(tmp_path)
     assert not list(folder_of(tmp_path).rglob("*.incomplete"))
+
+
+def test_an_interrupted_download_ends_at_once_in_a_line(tmp_path, hub):
+    hub.stall = LARGE
+    process = subprocess.Popen(
+        [sys.executable, "-c", FETCH],
+        env=environment(tmp_path, hub.address),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert hub.stalled.wait(60)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=10)[1].splitlines()
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert said[1:] == ["libero: interrupted: make libero goes on where it stopped"]
 
 
 def test_a_connection_that_ends_in_the_middle_is_made_again(tmp_path, hub):
@@ -179,9 +201,14 @@ def test_states(tmp_path):
     assert str(libero_assets.examine(tmp_path / "none")) == f"no folder {tmp_path / 'none'}"
     for name in NEEDED[1:]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("x")
     assert str(libero_assets.examine(tmp_path)) == f"1 files missing in {tmp_path}: {NEEDED[0]}"
     (tmp_path / NEEDED[0]).touch()
+    assert str(libero_assets.examine(tmp_path)) == f"1 files damaged in {tmp_path}: {NEEDED[0]}"
+    (tmp_path / NEEDED[0]).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    found = libero_assets.examine(tmp_path)
+    assert found.damaged == (NEEDED[0],) and "(Git LFS pointers: `git lfs pull` there)" in str(found)
+    (tmp_path / NEEDED[0]).write_text("x")
     assert libero_assets.examine(tmp_path).state == "complete"
     (tmp_path / "STAND_INS.txt").touch()
     found = libero_assets.examine(tmp_path)

@@ -11,6 +11,7 @@ sizes are looked at before anything is loaded.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -25,6 +26,7 @@ import numpy as np
 
 from lawm_policy.data.store_writer import EpisodeShape, stage
 from lawm_policy.data.video import Reducer
+from lawm_policy.sim.libero_tasks import in_words, task_titled
 from lawm_policy.types import UserError
 
 SUFFIXES = (".hdf5", ".h5")
@@ -34,6 +36,8 @@ BESIDE = ("states", "robot_states", "rewards", "dones")
 LONGEST, WIDEST, LARGEST = 20_000, 4096, 2048  # rows, numbers a row, pixels: far beyond any of LIBERO's
 MOST_BYTES = 2**30  # of one dataset, however little of it is stored
 STILL = 1e-3  # of a command's range
+# h5py's, for what is cut or made up
+DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
 
 
 class Unusable(Exception):
@@ -44,7 +48,7 @@ class Unusable(Exception):
 class Hdf5Demo:
     """One demonstration, not read yet."""
 
-    source: str  # FILE:demo_3, its identity
+    source: str  # FILE:demo_3:CONTENT, its identity
     file: Path
     name: str
     text: str
@@ -52,13 +56,14 @@ class Hdf5Demo:
     upright: bool  # written with robosuite's other image convention
 
 
-def find_files(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+def find_files(paths: Sequence[Path], exclude: Path) -> list[tuple[Path, str]]:
     """Files and the names they go by: what is given, and all below what is a folder."""
     found: dict[Path, str] = {}
+    exclude = exclude.resolve()
     for path in paths:
         if path.is_dir():
             below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            found |= {p: str(p.relative_to(path)) for p in below}
+            found |= {p: str(p.relative_to(path)) for p in below if exclude not in p.resolve().parents}
         elif path.is_file():
             found[path] = path.name
         else:
@@ -77,33 +82,29 @@ def find_demos(file: Path, name: str) -> list[Hdf5Demo]:
             data = _group(handle, "data")
             demos = sorted((n for n in data if re.fullmatch(r"demo_\d+", n)), key=lambda n: int(n[5:]))
             title = re.sub(r"_demo$", "", file.stem)
-            text = _instruction(data.attrs.get("problem_info"), title)
+            task = task_titled(title)
+            # The file has the problem's own sentence; what is said in the simulator is the title.
+            text = in_words(title) if task else _instruction(data.attrs.get("problem_info"), title)
+            sources = [_source(data, demo, file, name) for demo in demos]
             convention = data.attrs.get("macros_image_convention")
             upright = isinstance(convention, str) and convention == "opencv"
-    except (
-        OSError,
-        RuntimeError,
-        KeyError,
-        ValueError,
-        TypeError,
-    ) as error:  # h5py's, for what is cut or made up
+    except DAMAGE as error:
         raise Unusable(f"not a readable HDF5 file ({_line(error)})") from None
     if not demos:
         raise Unusable("holds no demonstrations (data/demo_0 and so on)")
-    task = task_titled(title, file.parent.name)
-    return [Hdf5Demo(f"{name}:{demo}", file, demo, text, task, upright) for demo in demos]
+    return [
+        Hdf5Demo(source, file, demo, text, task or title, upright)
+        for source, demo in zip(sources, demos, strict=True)
+    ]
 
 
-def task_titled(title: str, folder: str) -> str:
-    """libero_object-3 where LIBERO is installed and knows the title, else the title."""
-    from lawm_policy.sim.libero_tasks import titles
-
+def _source(data: h5py.Group, demo: str, file: Path, name: str) -> str:
+    """The same whichever folder above was named; other commands in a file of the same name are another."""
     try:
-        suites = titles()
-    except UserError:
-        return title
-    among = [f"{s}-{known.index(title)}" for s, known in suites.items() if title in known]
-    return next((task for task in among if task.startswith(f"{folder}-")), among[0] if among else title)
+        commands = _numbers(_group(data, demo), "actions", None)
+    except (Unusable, *DAMAGE):  # staging says why
+        return f"{name}:{demo}"
+    return f"{file.name}:{demo}:{hashlib.sha256(commands.tobytes()).hexdigest()[:8]}"
 
 
 def stage_demo(folder: Path, demo: Hdf5Demo, shape: EpisodeShape, rotate: bool) -> tuple[int, str | None]:
@@ -113,7 +114,7 @@ def stage_demo(folder: Path, demo: Hdf5Demo, shape: EpisodeShape, rotate: bool) 
             images, state_TP, action_TA = _read(_group(_group(handle, "data"), demo.name))
     except Unusable as error:
         return _skipped(folder, str(error))
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
+    except DAMAGE as error:
         return _skipped(folder, f"not readable ({_line(error)})")
     reduce = Reducer(next(iter(shape.cameras.values()))[0])
     for camera, frames_THWC in images.items():
@@ -239,7 +240,7 @@ def _instruction(problem: Any, title: str) -> str:
         said = json.loads(problem)["language_instruction"]
         text = " ".join(said) if isinstance(said, list) else str(said)
     except (TypeError, ValueError, KeyError):
-        text = re.sub(r"^[A-Z_0-9]*SCENE\d+_", "", title).replace("_", " ")
+        text = in_words(title)
     return " ".join(text.replace('"', " ").encode(errors="replace").decode().split())
 
 

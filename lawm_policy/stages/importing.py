@@ -137,7 +137,7 @@ def run(args: ImportArgs) -> int | None:
     )
     if writer.recovery is not None:
         say(f"{args.out}: {writer.recovery}")
-    todo = [episode for episode in plan.episodes if episode.source not in writer.sources]
+    todo = list({e.source: e for e in plan.episodes if e.source not in writer.sources}.values())
     present = len(plan.episodes) - len(todo)
     imported = frames = 0
     started = time.monotonic()
@@ -207,6 +207,18 @@ def _check(args: ImportArgs) -> None:
             found = "a file" if args.source[0].exists() else "nothing"
             what = "videos" if args.kind == "videos" else "a dataset"
             raise UserError(f"expected a folder of {what} at {args.source[0]}, found {found}")
+    _check_apart(args)
+
+
+def _check_apart(args: ImportArgs) -> None:
+    """--force empties --out: no source may lie there. A folder below SRC will do, where what is in it is no
+    source; a dataset is read whole."""
+    out = args.out.resolve()
+    for source in (path.resolve() for path in args.source):
+        if source.is_relative_to(out) or (args.kind == "lerobot" and out.is_relative_to(source)):
+            raise UserError(
+                f"expected --out apart from what is imported, found {args.out}: name another folder"
+            )
 
 
 def _videos(args: ImportArgs) -> Plan:
@@ -223,7 +235,7 @@ def _videos(args: ImportArgs) -> Plan:
 def _libero(args: ImportArgs) -> Plan:
     episodes: list[Hdf5Demo] = []
     failed: list[tuple[str, str]] = []
-    files = deque(find_files(args.source))
+    files = deque(find_files(args.source, exclude=args.out))
     while files:
         with _pool(1) as pool:  # a stranger's file may bring down whoever opens it
             try:

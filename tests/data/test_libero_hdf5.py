@@ -15,7 +15,7 @@ from made_libero import hostile_demos, made_demo, write_hdf5
 from lawm_policy.cli import main
 from lawm_policy.data.commands import joint_card, joint_commands
 from lawm_policy.data.demos import DemoConfig, DemoDataset
-from lawm_policy.data.libero_hdf5 import find_demos, seen_after
+from lawm_policy.data.libero_hdf5 import find_demos, find_files, seen_after
 from lawm_policy.data.store import EpisodeStore
 from lawm_policy.sim.libero_robot import STATE, panda_card
 from lawm_policy.stages import importing
@@ -25,6 +25,11 @@ from lawm_policy.types import UserError
 def run_import(out, *sources, **options):
     more = [word for name, value in options.items() for word in (f"--{name}", str(value)) if value != ""]
     return main(["import", "libero", *map(str, sources), "--out", str(out), "--workers", "1", *more])
+
+
+def named(source):
+    """FILE:DEMO, without what tells others of that name apart."""
+    return ":".join(source.split(":")[:2])
 
 
 def shades(frames_THWC):
@@ -41,7 +46,7 @@ def test_commands_stand_beside_what_was_seen_before_them(tmp_path, capsys):
     store = EpisodeStore.open(tmp_path / "store")
     first = store.episodes[0]
     assert (first.text, first.task) == ("pick up the cup and place it in the bin", "lift_the_cup")
-    assert (first.embodiment, first.source) == ("panda", "lift_the_cup_demo.hdf5:demo_0")
+    assert first.embodiment == "panda" and named(first.source) == "lift_the_cup_demo.hdf5:demo_0"
     assert (
         store.fps == 20
         and store.state_names == STATE
@@ -99,7 +104,7 @@ def test_a_file_that_brings_its_reader_down_costs_itself_only(tmp_path, capsys, 
     monkeypatch.setattr(importing, "find_demos", die_on_b)
     assert run_import(tmp_path / "store", tmp_path / "in", size=32) == 0
     assert "skipped b_demo.hdf5: its reader crashed" in capsys.readouterr().out
-    found = [e.source for e in EpisodeStore.open(tmp_path / "store").episodes]
+    found = [named(e.source) for e in EpisodeStore.open(tmp_path / "store").episodes]
     assert found == ["a_demo.hdf5:demo_0", "c_demo.hdf5:demo_0"]
 
 
@@ -115,8 +120,9 @@ def test_what_is_broken_or_hostile_is_listed_and_the_rest_imported(tmp_path, cap
     assert run_import(tmp_path / "store", path, size=32) == 0
     assert said in capsys.readouterr().out
     report = json.loads((tmp_path / "store" / "import_report.json").read_text())
-    assert [f["file"] for f in report["failed"]] == ["a_demo.hdf5:demo_1"] and report["imported"] == 2
-    assert [e.source[-1] for e in EpisodeStore.open(tmp_path / "store").episodes] == ["0", "2"]
+    assert [named(f["file"]) for f in report["failed"]] == ["a_demo.hdf5:demo_1"] and report["imported"] == 2
+    kept = [named(e.source) for e in EpisodeStore.open(tmp_path / "store").episodes]
+    assert kept == ["a_demo.hdf5:demo_0", "a_demo.hdf5:demo_2"]
 
 
 def test_descriptions_of_any_kind_are_survived(tmp_path):
@@ -135,6 +141,38 @@ def test_an_import_goes_on_as_what_it_is(tmp_path, capsys):
     assert "found another (flip)" in capsys.readouterr().err
     assert run_import(tmp_path / "store", tmp_path / "files", "--resume", size=32) == 0
     assert len(EpisodeStore.open(tmp_path / "store").episodes) == 2
+
+
+def test_a_demonstration_is_added_once_whichever_folder_is_named(tmp_path):
+    goal = tmp_path / "all" / "goal"
+    write_hdf5(goal / "a_demo.hdf5", [made_demo()])
+    assert run_import(tmp_path / "store", goal, size=32) == 0
+    write_hdf5(tmp_path / "all" / "spatial" / "a_demo.hdf5", [made_demo(), made_demo(seed=1)])
+    assert run_import(tmp_path / "store", tmp_path / "all", "--resume", size=32) == 0
+    first, second = EpisodeStore.open(tmp_path / "store").episodes
+    assert (named(first.source), named(second.source)) == ("a_demo.hdf5:demo_0", "a_demo.hdf5:demo_1")
+    write_hdf5(goal / "a_demo.hdf5", [made_demo(seed=2)])  # of the same name, and another
+    assert len({demo.source for demo in find_demos(goal / "a_demo.hdf5", "")} - {first.source}) == 1
+
+
+def test_liberos_tasks_have_the_name_and_the_sentence_that_the_simulator_gives_them(tmp_path):
+    title = "KITCHEN_SCENE1_open_the_bottom_drawer_of_the_cabinet"
+    write_hdf5(tmp_path / f"{title}_demo.hdf5", [made_demo()], "Open the bottom drawer")
+    [demo] = find_demos(tmp_path / f"{title}_demo.hdf5", "x")
+    assert (demo.task, demo.text) == ("libero_90-6", "open the bottom drawer of the cabinet")
+
+
+def test_what_lies_in_out_is_no_source(tmp_path, capsys):
+    """--force empties it."""
+    path = write_hdf5(tmp_path / "files" / "a_demo.hdf5", [made_demo()])
+    out = tmp_path / "files" / "store"
+    assert run_import(out, tmp_path / "files", size=32) == 0
+    kept = write_hdf5(out / "b_demo.hdf5", [made_demo(seed=1)])
+    for source in (kept, out):
+        assert run_import(out, path, source, "--force", size=32) == 2
+        assert "expected --out apart from what is imported" in capsys.readouterr().err
+        assert kept.exists()
+    assert [name for _, name in find_files([tmp_path / "files"], exclude=out)] == ["a_demo.hdf5"]
 
 
 def test_files_that_cannot_be_opened(tmp_path, capsys):
@@ -216,7 +254,7 @@ def test_imported_commands_succeed_again_in_the_simulator(tmp_path):
             "obs/joint_states": state[:, 8:],
         }
         name = "pick_up_the_alphabet_soup_and_place_it_in_the_basket_demo.hdf5"
-        write_hdf5(tmp_path / name, [demo], env.instruction)
+        write_hdf5(tmp_path / name, [demo], "Pick the alphabet soup and place it in the basket")
         assert run_import(tmp_path / "store", tmp_path / name, size=32) == 0
         store = EpisodeStore.open(tmp_path / "store")
         assert store.episodes[0].task == "libero_object-0" and store.episodes[0].text == env.instruction

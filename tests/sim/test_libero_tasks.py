@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import pickle
+import runpy
 
 import numpy as np
 import pytest
 import torch
 
+from lawm_policy.sim import libero_tasks
 from lawm_policy.sim.libero_protocol import TASK_COUNTS, task_names
-from lawm_policy.sim.libero_tasks import libero_task, read_states
+from lawm_policy.sim.libero_tasks import (
+    in_words,
+    libero_task,
+    package_folder,
+    read_states,
+    task_titled,
+    titles,
+)
 from lawm_policy.types import UserError
 
 
@@ -23,6 +32,24 @@ def test_all_tasks_have_their_files():
     assert (
         libero_task("libero_object-0").instruction == "pick up the alphabet soup and place it in the basket"
     )
+
+
+@pytest.mark.libero
+def test_titles_are_liberos_own():
+    """It lists them in a file whose package imports torch and asks questions."""
+    path = package_folder() / "benchmark" / "libero_suite_task_map.py"
+    listed = runpy.run_path(str(path))["libero_task_map"]
+    assert titles() == {suite: listed[suite] for suite in TASK_COUNTS}
+
+
+def test_a_task_has_one_name_with_and_without_libero(monkeypatch):
+    monkeypatch.setattr(libero_tasks, "package_folder", lambda: pytest.fail("looked for LIBERO"))
+    known = [title for suite in titles().values() for title in suite]
+    assert {suite: len(found) for suite, found in titles().items()} == TASK_COUNTS
+    assert len({task_titled(title) for title in known}) == len(known) == 130
+    assert task_titled("open_the_middle_drawer_of_the_cabinet") == "libero_goal-0"
+    assert task_titled("lift_the_cup") is None
+    assert in_words("KITCHEN_SCENE3_turn_on_the_stove") == "turn on the stove"
 
 
 @pytest.mark.libero

@@ -8,6 +8,7 @@ steps can be cut off and done again. So kill -9 at any moment loses at most the 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -313,6 +314,12 @@ def seal(
     sealed = {**facts, "length": length, "cameras": present, "stats": stats, "sha256": digest(folder)}
     layout.write_json(folder / "episode.json", sealed)
     layout.sync(folder.parent)
+
+
+def end_if_full(error: Exception, folder: Path) -> None:
+    """What has no room for one episode has none for the next: no fault of what is imported."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise OSError(error.errno, "no room on the disk", str(folder)) from None
 
 
 def _vectors(value: np.ndarray, width: int, length: int, key: str) -> pa.Array:

@@ -6,7 +6,6 @@ to be seen, at one size and one constant rate: the frame nearest in time to each
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import shutil
@@ -19,12 +18,13 @@ import av
 import av.filter
 import numpy as np
 
-from lawm_policy.data.store_writer import EpisodeShape, image_stats, seal
+from lawm_policy.data.store_writer import EpisodeShape, end_if_full, image_stats, seal
 from lawm_policy.data.video import Packets, VideoError, VideoWriter, decode_at, scan_packets, why
 from lawm_policy.types import UserError
 
 SUFFIXES = (".mp4", ".webm", ".avi", ".mov", ".mkv")
 CAPTIONS = "captions.jsonl"
+COLLECTION = "collect.json"  # `lawm collect` writes it above its folders
 CLOCK_ERROR = 0.002  # seconds: containers round their timestamps to milliseconds
 
 
@@ -35,7 +35,7 @@ class SourceEpisode:
     source: str  # path of the first, relative to what is imported: the episode's identity
     files: dict[str, Path]
     text: str
-    embodiment: str  # the topmost folder it lies in
+    embodiment: str
 
 
 def find_videos(root: Path, camera: str, views: Sequence[str], exclude: Path) -> list[SourceEpisode]:
@@ -59,16 +59,24 @@ def find_videos(root: Path, camera: str, views: Sequence[str], exclude: Path) ->
     episodes = []
     for key, files in groups.items():
         first = next(iter(files.values()))
-        parts = first.relative_to(root).parts
         episodes.append(
             SourceEpisode(
                 source=str(first.relative_to(root)),
                 files=files,
                 text=captions.of(key, list(files.values())),
-                embodiment=parts[0] if len(parts) > 1 else root.resolve().name,
+                embodiment=_embodiment(root, first),
             )
         )
     return episodes
+
+
+def _embodiment(root: Path, file: Path) -> str:
+    """The topmost folder; of several collections imported at once, the topmost in each."""
+    folders = file.relative_to(root).parts[:-1]
+    for depth, folder in enumerate(folders):
+        if root.joinpath(*folders[:depth], COLLECTION).is_file():
+            return folder
+    return folders[0] if folders else root.resolve().name
 
 
 class _Captions:
@@ -149,8 +157,7 @@ def stage_videos(folder: Path, episode: SourceEpisode, shape: EpisodeShape) -> t
         seal(folder, shape, length=length, facts=facts, stats=stats)
         return length, None
     except (VideoError, av.FFmpegError, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(error.errno, "no room on the disk", str(folder)) from None
+        end_if_full(error, folder)
         shutil.rmtree(folder)
         text = " ".join((str(error) if isinstance(error, VideoError) else why(error)).split())
         names = "|".join(re.escape(path.name) for path in episode.files.values())

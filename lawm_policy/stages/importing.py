@@ -20,7 +20,7 @@ import tyro
 
 from lawm_policy.console import progress, say
 from lawm_policy.data.layout import INFO, write_json
-from lawm_policy.data.lerobot_import import find_episodes, stage_stored
+from lawm_policy.data.lerobot_import import find_episodes, libero_card, own_card, stage_stored
 from lawm_policy.data.libero_hdf5 import (
     CAMERAS,
     Hdf5Demo,
@@ -34,7 +34,7 @@ from lawm_policy.data.store_writer import EpisodeShape, StoreWriter
 from lawm_policy.data.video import VideoError, scan_packets
 from lawm_policy.data.video_import import SourceEpisode, find_videos, stage_videos
 from lawm_policy.runs import check_writable
-from lawm_policy.sim.libero_robot import CONTROL_HZ, HAND, panda_card
+from lawm_policy.sim.libero_robot import CONTROL_HZ, panda_card
 from lawm_policy.types import UserError
 
 REPORT = "import_report.json"
@@ -49,7 +49,7 @@ class ImportArgs:
     area averaging, at one constant rate (the frame nearest in time), turned as its rotation flag says.
     NAME.front.mp4 beside NAME.wrist.mp4 are two views of one episode. NAME.txt, or a line
     {"file": "NAME.mp4", "text": "..."} in a captions.jsonl, is its caption. The topmost folder it lies in
-    (arm/, hand/) names its embodiment.
+    (arm/, hand/) names its embodiment; of what `lawm collect` wrote, the topmost in that collection.
 
     libero: LIBERO's HDF5 files, or folders of them. Each command is put beside what was seen before it
     (the files have it beside what was seen after), and no-ops at the ends are left out.
@@ -63,7 +63,10 @@ class ImportArgs:
         tyro.conf.Positional[Literal["videos", "libero", "lerobot"]], tyro.conf.arg(metavar="KIND")
     ]
     """What SRC holds: videos, libero or lerobot."""
-    source: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="SRC")]
+    source: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="SRC", help_behavior_hint="(required)"),
+    ]
     """A folder, however nested; for libero also files, as many as you like."""
     out: Path
     """The store to write."""
@@ -255,28 +258,21 @@ def _libero(args: ImportArgs) -> Plan:
 def _lerobot(args: ImportArgs) -> Plan:
     source = args.source[0]
     rename = dict(_pair(word) for word in args.rename)
-    store, rate = EpisodeStore.open(source, pictures=True), 0
-    if args.robot == "libero":
+    store = EpisodeStore.open(source, pictures=True)
+    libero = args.robot == "libero"
+    if libero:
         rename = {name: ours for name, ours in LIBERO_NAMES.items() if name in store.cameras} | rename
     cameras = [rename.get(camera, camera) for camera in store.cameras]
-    card: dict[str, Any] | None = None
-    if args.robot == "libero":
-        found = tuple(len(names or ()) for names in (store.state_names, store.action_names))
-        if found != (len(HAND), 7):
-            raise UserError(
-                f"expected LIBERO's state of 8 and commands of 7 numbers in {source}, "
-                f"found {found[0]} and {found[1]}: leave out --robot libero"
-            )
-        if store.fps != (rate := CONTROL_HZ):  # most LIBERO datasets on the hub say 10 Hz, and are not
-            say(f"{source}: labelled {store.fps} Hz; taken for LIBERO's {rate}, one frame a command")
-        # LeRobot turned them already.
-        card = panda_card("ee", cameras, "none" if args.rotate else "rotate_180")
-        del card["joints"]
-        card["state_names"] = list(HAND)
-    named = card or {"state_names": store.state_names, "action_names": store.action_names}
-    shape = _demo_shape(args, {**named, "rate": rate or store.fps, "cameras": cameras})
-    episodes = find_episodes(source, rename, card["embodiment"] if card else "")
-    return Plan("episode", episodes, shape, partial(stage_stored, rotate=args.rotate), card)
+    named: dict[str, Any] = {"state_names": store.state_names, "action_names": store.action_names}
+    named |= {"rate": store.fps, "cameras": cameras}
+    card = own_card(store, cameras, args.rotate)
+    if libero:
+        card = named = libero_card(store, cameras, args.rotate)
+        if store.fps != CONTROL_HZ:  # most LIBERO datasets on the hub say 10 Hz, and are not
+            say(f"{source}: labelled {store.fps} Hz; taken for LIBERO's {CONTROL_HZ}, one frame a command")
+    episodes = find_episodes(source, rename, named.get("embodiment", ""))
+    stage = partial(stage_stored, rotate=args.rotate)
+    return Plan("episode", episodes, _demo_shape(args, named), stage, card)
 
 
 def _demo_shape(args: ImportArgs, card: dict[str, Any]) -> EpisodeShape:

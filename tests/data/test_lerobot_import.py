@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import json
 import shutil
 from fractions import Fraction
@@ -13,14 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from lawm_policy.cli import main
+from lawm_policy.data import lerobot_import
+from lawm_policy.data.lerobot_import import find_episodes, own_card, stage_stored
 from lawm_policy.data.store import EpisodeStore, StoreWriter, _height_and_width
-from lawm_policy.sim.libero_robot import HAND
+from lawm_policy.data.store_writer import EpisodeShape
+from lawm_policy.sim.libero_robot import HAND, panda_card
 
 MOTORS = ["x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "gripper", "gripper"]
 ACTIONS = ["x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "gripper"]
 
 
-def made_dataset(path, fps=20, state=8, lengths=(12, 9)):
+def made_dataset(path, fps=20, state=8, lengths=(12, 9), grips=(-1, 1)):
     """Two cameras of 64 px, the upper half dark in one and the left half in the other."""
     rng = np.random.default_rng(0)
     with StoreWriter(
@@ -31,6 +36,8 @@ def made_dataset(path, fps=20, state=8, lengths=(12, 9)):
         action_names=ACTIONS,
     ) as writer:
         for number, length in enumerate(lengths):
+            commands = rng.uniform(-1, 1, (length, 7)).astype(np.float32)
+            commands[:, -1] = np.where(np.arange(length) < length // 2, *grips)
             front = np.full((length, 64, 64, 3), 200, np.uint8)
             front[:, :32] = 20
             wrist = np.full((length, 64, 64, 3), 200, np.uint8)
@@ -38,7 +45,7 @@ def made_dataset(path, fps=20, state=8, lengths=(12, 9)):
             writer.add_episode(
                 {"image": front, "image2": wrist},
                 rng.normal(size=(length, state)).astype(np.float32),
-                rng.uniform(-1, 1, (length, 7)).astype(np.float32),
+                commands,
                 text=f"task {number}",
             )
     (path / "meta" / "lawm.json").unlink()  # LeRobot writes none
@@ -118,20 +125,25 @@ def test_a_dataset_of_single_images_becomes_video(tmp_path, capsys):
 def test_a_picture_that_is_none_costs_its_episode(tmp_path, capsys):
     path = with_pictures(made_dataset(tmp_path / "libero"))
     [table] = path.glob("data/*/*.parquet")
-    rows = pq.read_table(table).to_pylist()
-    rows[3]["observation.images.image"]["bytes"] = b"no picture"
-    rows[15]["observation.images.image2"]["bytes"] = None
-    pq.write_table(pa.Table.from_pylist(rows[:15]), table)
-    assert run_import(path, tmp_path / "ours", "--robot", "libero") == 2, (
-        "one is no picture, one is cut short"
-    )
-    said = capsys.readouterr()
-    assert "observation.images.image of episode 0" in said.out + said.err
-    assert "3 of 9 images" in said.out + said.err or "found 3" in said.out + said.err
-    pq.write_table(pa.Table.from_pylist(rows), table)
-    assert run_import(path, tmp_path / "ours", "--robot", "libero") == 2
-    said = capsys.readouterr()
-    assert "lies elsewhere" in said.out + said.err
+    whole = pq.read_table(table).to_pylist()
+
+    def imported(rows, out):
+        pq.write_table(pa.Table.from_pylist(rows), table)
+        assert run_import(path, tmp_path / out, "--robot", "libero") == 0
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")]
+        return [e.text for e in EpisodeStore.open(tmp_path / out).episodes], said
+
+    def spoilt(row, camera, content):
+        rows = copy.deepcopy(whole)
+        rows[row][f"observation.images.{camera}"]["bytes"] = content
+        return rows
+
+    kept, [said] = imported(spoilt(3, "image", b"no picture"), "garbage")
+    assert kept == ["task 1"] and "observation.images.image of episode 0" in said
+    kept, [said] = imported(spoilt(15, "image2", None), "elsewhere")
+    assert kept == ["task 0"] and "episode 1: " in said and "lies elsewhere" in said
+    kept, [said] = imported(whole[:15], "cut")
+    assert kept == ["task 0"] and "episode 1: 3 of 9 images of episode 1" in said
 
 
 def test_heights_and_widths_are_told_by_name():
@@ -162,6 +174,8 @@ def test_other_robots_keep_their_words(tmp_path):
     ("made", "more", "said"),
     [
         ({"state": 3}, ["--robot", "libero"], "found 3 and 7: leave out --robot libero"),
+        ({"grips": (1, 0)}, ["--robot", "libero"], "found 0 to 1: write them so (1 - 2 x where 1 is open)"),
+        ({"grips": (0, 255)}, ["--robot", "libero"], "found 0 to 255"),
         ({}, ["--rename", "front=image"], "found front: correct --rename"),
         ({}, ["--rename", "image"], "expected --rename as image=front"),
         ({}, ["--rename", "image=wrist", "image2=wrist"], "expected names that differ"),
@@ -176,7 +190,7 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, capsys, made, more, s
     assert not (tmp_path / "ours").exists()
 
 
-def test_an_episode_that_cannot_be_read_is_listed(tmp_path, capsys):
+def test_where_none_can_be_read_nothing_is_written(tmp_path, capsys):
     made_dataset(tmp_path / "libero")
     for film in (tmp_path / "libero" / "videos" / "observation.images.image2").rglob("*.mp4"):
         film.write_bytes(film.read_bytes()[:400])
@@ -195,3 +209,77 @@ def test_more_of_the_same_dataset_is_added_once(tmp_path):
     assert [e.length for e in EpisodeStore.open(tmp_path / "ours").episodes] == [12, 9, 8]
     report = json.loads((tmp_path / "ours" / "import_report.json").read_text())
     assert report["imported"] == 1
+
+
+def test_what_a_dataset_has_grown_by_is_added(tmp_path):
+    """Wherever it lies by then; two episodes that are equal are two."""
+    made_dataset(tmp_path / "libero", lengths=(6, 7))
+    assert run_import(tmp_path / "libero", tmp_path / "ours") == 0
+    made_dataset(tmp_path / "moved", lengths=(6, 7, 8))
+    assert run_import(tmp_path / "moved", tmp_path / "ours", "--resume") == 0
+    assert [e.length for e in EpisodeStore.open(tmp_path / "ours").episodes] == [6, 7, 8]
+    with StoreWriter(tmp_path / "twins", fps=20, cameras={"image": (32, 32)}) as writer:
+        for _ in range(3):
+            writer.add_episode({"image": np.zeros((6, 32, 32, 3), np.uint8)})
+    assert len({e.source for e in find_episodes(tmp_path / "twins", {}, "")}) == 3
+
+
+def test_our_own_stores_keep_their_robot_and_their_splits(tmp_path, capsys):
+    """Also where all that is asked for is other names for its cameras."""
+    card = panda_card("ee", ["top", "wrist"], "none", "lite")
+    with StoreWriter(
+        tmp_path / "own",
+        fps=20,
+        cameras={"top": (32, 32), "wrist": (32, 32)},
+        state_names=card["state_names"],
+        action_names=card["action_names"],
+        robot=card,
+    ) as writer:
+        for number, split in enumerate(("val", "train", "train")):
+            frames = np.full((6, 32, 32, 3), 50 * number, np.uint8)
+            labels = np.full((6, 15), number, np.float32), np.full((6, 7), number, np.float32)
+            writer.add_episode({"top": frames, "wrist": frames}, *labels, task="t", split=split)
+    assert run_import(tmp_path / "own", tmp_path / "named", "--rename", "top=front") == 0
+    named = EpisodeStore.open(tmp_path / "named")
+    assert named.robot == card | {"cameras": ["front", "wrist"]}
+    assert [e.split for e in named.episodes] == ["val", "train", "train"]
+    turned = own_card(named, ["front", "wrist"], rotate=True)
+    assert turned == named.robot | {"flip": "rotate_180"}
+    named.robot = turned
+    assert own_card(named, ["front", "wrist"], rotate=True)["flip"] == "none"
+    assert run_import(tmp_path / "own", tmp_path / "libero", "--robot", "libero") == 2
+    assert "found one: leave out --robot libero" in capsys.readouterr().err
+
+
+def test_turned_and_unturned_images_are_not_mixed_where_there_is_no_card(tmp_path, capsys):
+    made_dataset(tmp_path / "arm", lengths=(6,))
+    made_dataset(tmp_path / "more", lengths=(7,))
+    assert run_import(tmp_path / "arm", tmp_path / "ours", "--rotate") == 0
+    assert run_import(tmp_path / "more", tmp_path / "ours", "--resume") == 2
+    assert "expected episodes of the robot in" in capsys.readouterr().err
+    assert run_import(tmp_path / "more", tmp_path / "ours", "--resume", "--rotate") == 0
+    assert [e.length for e in EpisodeStore.open(tmp_path / "ours").episodes] == [6, 7]
+
+
+def test_a_dataset_is_never_what_force_deletes(tmp_path, capsys):
+    made_dataset(tmp_path / "libero", lengths=(6,))
+    (tmp_path / "link").symlink_to(tmp_path / "libero")
+    for out in ("libero", "link", "libero/out", "libero/../libero"):
+        assert run_import(tmp_path / "libero", tmp_path / out, "--force") == 2
+        assert "expected --out apart from what is imported" in capsys.readouterr().err
+    assert len(EpisodeStore.open(tmp_path / "libero").episodes) == 1
+
+
+def full_disk(*_):
+    raise av.error.OSError(errno.ENOSPC, "No space left on device", "front.mp4")
+
+
+def test_a_full_disk_is_not_the_episodes_fault(tmp_path, monkeypatch):
+    made_dataset(tmp_path / "libero", lengths=(6,))
+    [episode] = find_episodes(tmp_path / "libero", {}, "")
+    shape = EpisodeShape(20, {"image": (32, 32), "image2": (32, 32)}, tuple(MOTORS), tuple(ACTIONS))
+    monkeypatch.setattr(lerobot_import, "stage", full_disk)
+    (tmp_path / "staged").mkdir()
+    with pytest.raises(OSError, match="no room on the disk") as caught:
+        stage_stored(tmp_path / "staged", episode, shape, rotate=False)
+    assert caught.value.errno == errno.ENOSPC

@@ -16,7 +16,7 @@ from lawm_policy.data.layout import WORK
 from lawm_policy.data.store import EpisodeStore
 from lawm_policy.data.store_repair import read_journal
 from lawm_policy.data.store_writer import EpisodeShape
-from lawm_policy.data.video_import import SourceEpisode, stage_videos
+from lawm_policy.data.video_import import SourceEpisode, find_videos, stage_videos
 
 STEADY = np.arange(40) / 30
 
@@ -129,6 +129,12 @@ def test_native_rate_is_the_videos_own(tmp_path: Path) -> None:
     assert (store.fps, store.episodes[0].length) == (12, 20)
 
 
+def test_help_says_that_src_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "as many as you like. (required)" in shown
+
+
 def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
@@ -175,6 +181,29 @@ def test_resume_adds_what_is_new_and_force_starts_over(tmp_path: Path) -> None:
     assert run_import(tmp_path / "in", tmp_path / "out", "--resume", "--fps", "10") == 2
     assert run_import(tmp_path / "in", tmp_path / "out", "--force", "--fps", "10") == 0
     assert EpisodeStore.open(tmp_path / "out").fps == 10
+
+
+def test_videos_are_never_what_force_deletes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "store"
+    video = make_video(tmp_path / "in" / "a.mp4", STEADY[:10])
+    assert run_import(tmp_path / "in", store) == 0
+    copied = make_video(store / "mine" / "a.mp4", STEADY[:10])
+    for source in (store, store / "mine"):
+        assert run_import(source, store, "--force") == 2
+        assert "expected --out apart from what is imported" in capsys.readouterr().err
+    assert copied.exists()
+    for more in ([], ["--force"]):  # a folder below is one: its files are no source
+        assert run_import(tmp_path / "in", tmp_path / "in" / "store", *more) == 0
+        assert len(EpisodeStore.open(tmp_path / "in" / "store").episodes) == 1 and video.exists()
+
+
+def test_the_folder_above_names_the_body_in_each_of_several_collections(tmp_path: Path) -> None:
+    for name in ("goal/panda/a", "object/panda/b", "arm/left/c"):
+        make_video(tmp_path / f"{name}.mp4", STEADY[:2])
+    for name in ("goal", "object"):
+        (tmp_path / name / "collect.json").write_text("{}")
+    found = find_videos(tmp_path, "front", ("front",), exclude=tmp_path / "out")
+    assert [e.embodiment for e in found] == ["arm", "panda", "panda"]
 
 
 @pytest.mark.parametrize("name", ["meta/info.json", "meta/lawm.json"])

@@ -5,6 +5,7 @@ meta/episodes/chunk-000/file-000.parquet
 data/chunk-000/file-000.parquet
 videos/observation.images.<camera>/chunk-000/file-000.mp4
 .lawm/journal.jsonl  .lawm/staged/...          only while somebody writes
+collect.json                                    only of `lawm collect`
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ ACTION = "action"
 WORK = ".lawm"
 JOURNAL = f"{WORK}/journal.jsonl"
 STAGED = f"{WORK}/staged"
+REQUEST = "collect.json"  # what `lawm collect` was asked for: written before all else
 
 
 def numbered(template: str, number: int, **names: str) -> str:

@@ -245,7 +245,8 @@ class StoreWriter:
 def _barely_begun(root: Path) -> bool:
     """Empty, or cut off before the store's own description was complete."""
     names = {path.name for path in root.rglob("*") if path.is_file()}
-    return names <= {Path(layout.EXTRA).name, f".{Path(layout.EXTRA).name}.part", ".info.json.part"}
+    extra = Path(layout.EXTRA).name
+    return names <= {layout.REQUEST, extra, f".{extra}.part", ".info.json.part"}
 
 
 @dataclass(frozen=True)

@@ -5,72 +5,86 @@ The tabletop is known here, LIBERO in `collect_libero`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
+import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lawm_policy.console import progress, say
-from lawm_policy.data.layout import write_json
+from lawm_policy.data.layout import REQUEST, write_json
 from lawm_policy.data.store_writer import EpisodeShape, StoreWriter, stage
 from lawm_policy.data.video import write_video
-from lawm_policy.runs import check_out, read_record
-from lawm_policy.sim.experts_tabletop import Rollout, play, rollout
+from lawm_policy.runs import check_out, commit, read_record
+from lawm_policy.sim.experts_tabletop import play, rollout
 from lawm_policy.sim.kinematics import load_chain
+from lawm_policy.sim.libero_assets import check_ready
 from lawm_policy.sim.libero_premise import BrokenPremise
-from lawm_policy.sim.protocol import SPLITS
-from lawm_policy.sim.suites import TABLETOP
+from lawm_policy.sim.protocol import SPLITS, difference
+from lawm_policy.sim.suites import TABLETOP, suite_named
 from lawm_policy.sim.tabletop_env import CONTROL_HZ, TabletopEnv
 from lawm_policy.sim.tabletop_scene import CAMERAS
 from lawm_policy.sim.tabletop_tasks import TASKS, select_tasks
 from lawm_policy.sim.workers import Outcome, check_workers, run_jobs
 from lawm_policy.stages import collect_libero
-from lawm_policy.stages.collect_args import LIBERO_PROTOCOL, CollectArgs, Slot
+from lawm_policy.stages.collect_args import ONLY, CollectArgs, Played, Slot
 from lawm_policy.types import UserError
 
-REQUEST = "collect.json"
 PLAY = "play"
 ATTEMPTS = 4  # a scene in which the expert fails is tried again, differently, before it is given up
+PART = ".part.mp4"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Done(NamedTuple):
-    """What a worker says of a slot: `steps` is 0 where it was given up."""
+    """What a worker says of a slot: `steps` is 0 where it was given up, or found the disk full."""
 
     steps: int
     failures: int
+    full: bool = False
 
 
 def run(args: CollectArgs) -> int:
     args = _resolved(args)
     slots = _check(args)
     out = check_out(args.out, resume=args.resume, force=args.force, marker=REQUEST)
+    made_with = _made_with(args)
     _check_rendering(args)
     if args.force and not args.resume and out.exists():
         shutil.rmtree(out)
-    _check_request(out, args)
+    _check_request(out, args, made_with)
     collect = _collect_demos if args.kind == "demos" else _collect_videos
     tally: Counter[str] = Counter()
-    errors = []
+    given_up: Counter[str] = Counter()
+    errors: list[tuple[Slot, str]] = []
     with progress("collect", len(slots), unit="episodes") as bar:
         for slot, outcome in collect(out, args, slots):
             if outcome.error is not None:
-                errors.append(f"{slot.name}: {outcome.error}")
+                errors.append((slot, outcome.error))
             else:
-                tally["kept" if outcome.result.steps else "given up"] += 1
+                tally["kept"] += bool(outcome.result.steps)
+                given_up[slot.task] += not outcome.result.steps
                 tally["steps"] += outcome.result.steps
                 tally["failures"] += outcome.result.failures
             bar.advance(note=f"{tally['failures']} failures" if tally["failures"] else None)
-    for line in errors:
-        say(line)
-    already = len(slots) - tally["kept"] - tally["given up"] - len(errors)
+    for slot, line in errors:
+        say(f"{slot.name}: {line}")
+    for task, number in (+given_up).items():
+        asked = sum(slot.task == task for slot in slots) - sum(slot.task == task for slot, _ in errors)
+        say(f"{task}: {asked - number} episodes kept, {number} given up")
+    already = len(slots) - tally["kept"] - given_up.total() - len(errors)
     say(
         f"{args.out}: {tally['kept']} episodes, {tally['steps'] / CONTROL_HZ / 60:.1f} minutes"
         + (f", {already} were there already" if already else "")
-        + f"; the expert failed {tally['failures']} times, {tally['given up']} episodes were given up"
+        + f"; the expert failed {tally['failures']} times, {given_up.total()} episodes were given up"
     )
     return 1 if errors else 0
 
@@ -80,9 +94,8 @@ def run(args: CollectArgs) -> int:
 
 def _resolved(args: CollectArgs) -> CollectArgs:
     """With what was left out."""
+    _check_meant(args)
     if args.suite == TABLETOP:
-        if args.protocol != LIBERO_PROTOCOL:
-            raise UserError(f"expected --protocol with LIBERO alone, found {args.protocol}: leave it out")
         return replace(
             args,
             embodiment=args.embodiment or "arm6",
@@ -92,16 +105,24 @@ def _resolved(args: CollectArgs) -> CollectArgs:
     return collect_libero.resolved(args)
 
 
+def _check_meant(args: CollectArgs) -> None:
+    """Refuses options that mean nothing to this suite or kind."""
+    suite = TABLETOP if args.suite == TABLETOP else "LIBERO"
+    usual = {option.name: option.default for option in fields(args)}
+    for name, where in ONLY.items():
+        if where not in (suite, args.kind) and getattr(args, name) != usual[name]:
+            option, found = name.replace("_", "-"), f"{args.suite} {args.kind}"
+            raise UserError(f"expected --{option} with {where} alone, found it with {found}: leave it out")
+
+
 def _check(args: CollectArgs) -> list[Slot]:
     bodies = _bodies(args)
     if len(bodies) > 1 and args.kind == "demos":
         raise UserError(
             f"expected one embodiment for demonstrations, found {args.embodiment}: collect each apart"
         )
-    if args.fps not in (20, 10, 5, 4) or (args.kind == "demos" and args.fps != CONTROL_HZ):
-        raise UserError(
-            f"expected --fps 20, 10, 5 or 4 (20 for demonstrations), found {args.fps}: choose one"
-        )
+    if args.fps not in (20, 10, 5, 4):
+        raise UserError(f"expected --fps 20, 10, 5 or 4, found {args.fps}: choose one")
     if args.size % 2 or not 16 <= args.size <= 640:
         raise UserError(f"expected an even --size from 16 to 640, found {args.size}: choose one")
     if not 0 <= args.caption_rate <= 1:
@@ -115,7 +136,8 @@ def _check(args: CollectArgs) -> list[Slot]:
             )
     slots = _tabletop_slots(args, bodies) if args.suite == TABLETOP else collect_libero.check(args)
     if not slots:
-        raise UserError("expected at least one episode, found none: give --episodes or --play")
+        play = " or --play" if args.suite == TABLETOP else ""
+        raise UserError(f"expected at least one episode, found none: give --episodes{play}")
     return slots
 
 
@@ -147,7 +169,10 @@ def _tabletop_slots(args: CollectArgs, bodies: tuple[str, ...]) -> list[Slot]:
 
 
 def _check_rendering(args: CollectArgs) -> None:
-    """One image before anything is written: a machine without OpenGL is known here, not in each episode."""
+    """One image before anything is written: a machine without OpenGL is known here, not in each episode. Not
+    where this process uses CUDA, beside which no simulator may run: there workers tell it."""
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        return
     env = _open_env(args)
     try:
         with suppress(BrokenPremise):  # told of its slot when that comes
@@ -163,11 +188,21 @@ def _open_env(args: CollectArgs, **settings: Any) -> Any:
     return TabletopEnv(embodiment=_bodies(args)[0], command=command, size=args.size, **settings)
 
 
-def _check_request(out: Path, args: CollectArgs) -> None:
-    """A collection that is resumed must have been asked for in the same words."""
+def _made_with(args: CollectArgs) -> dict[str, Any]:
+    """What decides how things look and move, beside what was asked for: as in evaluations."""
+    if args.suite != TABLETOP:
+        check_ready()
+    suite = suite_named(args.suite if args.suite == TABLETOP else f"{args.suite}@{args.protocol}")
+    assets = suite.rules.get("libero", {}).get("assets")
+    return {"versions": {name: version(name) for name in suite.simulators}, "assets": assets}
+
+
+def _check_request(out: Path, args: CollectArgs, made_with: dict[str, Any]) -> None:
+    """A collection that is resumed must have been asked for in the same words, and be made with the same. A
+    new one is written down before all else."""
     asked = _request(args)
     path = out / REQUEST
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and {file.name for file in out.iterdir()} - {f".{REQUEST}.part"}:
         if not path.is_file():
             raise UserError(
                 f"expected {REQUEST} in {out} to resume it, found other files: give another --out"
@@ -179,6 +214,15 @@ def _check_request(out: Path, args: CollectArgs) -> None:
                 f"expected {key} {found.get(key)!r} as in {out} to resume it, found {asked[key]!r}: "
                 "give another --out"
             )
+        before = found.get("made_with", made_with)  # of an earlier version of ours: nobody knows
+        if unlike := difference(before, made_with):
+            raise UserError(
+                f"expected what {out} was begun with to resume it, found something else ({unlike}): "
+                "put that back, or give another --out"
+            )
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**asked, "made_with": made_with, "commit": commit()})
 
 
 # ---------------------------------------------------------------------- the two kinds
@@ -186,7 +230,7 @@ def _check_request(out: Path, args: CollectArgs) -> None:
 
 def _collect_demos(out: Path, args: CollectArgs, slots: list[Slot]) -> Iterator[tuple[Slot, Outcome]]:
     """Workers stage episodes; this process commits them in the order of the slots."""
-    card = _open_env(args, images=False).robot_card() | {"cameras": list(CAMERAS)}
+    card = _card(args)
     with StoreWriter(
         out,
         fps=CONTROL_HZ,
@@ -196,13 +240,13 @@ def _collect_demos(out: Path, args: CollectArgs, slots: list[Slot]) -> Iterator[
         robot=card,
         append=args.resume,
     ) as writer:
-        _write_request(out, args)
-        slots = [slot for slot in slots if slot.name not in writer.sources]
+        there = {source.partition(" ")[0] for source in writer.sources}
+        slots = [slot for slot in slots if slot.name not in there]
         jobs = [slot._replace(folder=str(writer.staging_folder())) for slot in slots]
         arguments = {"args": args, "shape": writer.shape}
         waiting: dict[int, Outcome] = {}
         following = 0
-        for outcome in run_jobs(f"{__name__}:prepare_demo", arguments, jobs, workers=args.workers):
+        for outcome in _outcomes(args, "prepare_demo", arguments, jobs):
             waiting[outcome.index] = outcome
             while following in waiting:
                 ready = waiting.pop(following)
@@ -213,11 +257,32 @@ def _collect_demos(out: Path, args: CollectArgs, slots: list[Slot]) -> Iterator[
 
 
 def _collect_videos(out: Path, args: CollectArgs, slots: list[Slot]) -> Iterator[tuple[Slot, Outcome]]:
-    _write_request(out, args)
+    for part in out.glob(f"*/.*{PART}"):  # of a run that was killed, whose workers may be at it still
+        part.unlink()
     slots = [slot for slot in slots if not _video_file(out, slot, CAMERAS[0]).exists()]
     arguments = {"args": args, "out": out}
-    for outcome in run_jobs(f"{__name__}:prepare_video", arguments, slots, workers=args.workers):
+    for outcome in _outcomes(args, "prepare_video", arguments, slots):
         yield slots[outcome.index], outcome
+
+
+def _outcomes(
+    args: CollectArgs, prepare: str, arguments: dict[str, Any], jobs: list[Slot]
+) -> Iterator[Outcome]:
+    """Until the disk is full: what is left would be played for nothing."""
+    for outcome in run_jobs(f"{__name__}:{prepare}", arguments, jobs, workers=args.workers):
+        if outcome.error is None and outcome.result.full:
+            raise UserError(f"expected room on the disk for {args.out}, found none: free some and --resume")
+        yield outcome
+
+
+def _card(args: CollectArgs) -> dict[str, Any]:
+    if args.suite != TABLETOP:
+        return collect_libero.card(args)
+    env = _open_env(args, images=False)
+    try:
+        return env.robot_card() | {"cameras": list(CAMERAS)}
+    finally:
+        env.close()
 
 
 # ---------------------------------------------------------------------- in a worker
@@ -227,7 +292,7 @@ def prepare_demo(args: CollectArgs, shape: EpisodeShape) -> Callable[[Slot], Don
     perform = _performer(args)
 
     def work(slot: Slot) -> Done:
-        episode, failures = perform(slot)
+        episode, failures, attempt = perform(slot)
         folder = Path(slot.folder)
         if episode is None:
             shutil.rmtree(folder)
@@ -235,41 +300,58 @@ def prepare_demo(args: CollectArgs, shape: EpisodeShape) -> Callable[[Slot], Don
         for file in folder.iterdir():  # of a worker that died here
             file.unlink()
         facts: dict[str, Any] = {"text": episode.text, "task": slot.task, "embodiment": slot.embodiment}
-        facts |= {"split": None, "source": slot.name}
+        # The slot is what `--resume` knows it by; the scene may be one that took its place.
+        facts |= {"split": None, "source": f"{slot.name} scene {episode.seed} attempt {attempt}"}
         steps = stage(folder, shape, episode.frames, facts, episode.state_TP, episode.action_TA)
         return Done(steps, failures)
 
-    return work
+    return _noticing(work)
 
 
 def prepare_video(args: CollectArgs, out: Path) -> Callable[[Slot], Done]:
     perform = _performer(args)
 
     def work(slot: Slot) -> Done:
-        episode, failures = perform(slot)
+        episode, failures, attempt = perform(slot)
         if episode is None:
             return Done(0, failures)
-        _video_file(out, slot, CAMERAS[0]).parent.mkdir(parents=True, exist_ok=True)
+        (out / slot.folder).mkdir(parents=True, exist_ok=True)
+        played = json.dumps({"scene": episode.seed, "attempt": attempt})
+        (out / slot.folder / f"{slot.name}.json").write_text(played + "\n")
         if episode.text and _draw(slot.name) < args.caption_rate:
             (out / slot.folder / f"{slot.name}.txt").write_text(episode.text + "\n")
         for camera in reversed(CAMERAS):  # the first camera's file says that the episode is complete
             target = _video_file(out, slot, camera)
-            part = target.with_name(f".{target.stem}.part.mp4")
+            part = target.with_name(f".{target.stem}.{os.getpid()}{PART}")
             write_video(part, episode.frames[camera], args.fps)
             part.replace(target)
         return Done(len(episode.action_TA), failures)
 
-    return work
+    return _noticing(work)
 
 
-def _performer(args: CollectArgs) -> Callable[[Slot], tuple[Any, int]]:
-    """Plays slots, with one environment for each embodiment; says how often the expert failed."""
+def _noticing(work: Callable[[Slot], Done]) -> Callable[[Slot], Done]:
+    """A full disk is no error of one episode: all that follow would meet it."""
+
+    def noticed(slot: Slot) -> Done:
+        try:
+            return work(slot)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            return Done(0, 0, full=True)
+
+    return noticed
+
+
+def _performer(args: CollectArgs) -> Callable[[Slot], Played]:
+    """Plays slots, with one environment for each embodiment."""
     if args.suite != TABLETOP:
         return collect_libero.performer(args, ATTEMPTS)
     envs: dict[str, TabletopEnv] = {}
     stride = CONTROL_HZ // args.fps
 
-    def perform(slot: Slot) -> tuple[Rollout | None, int]:
+    def perform(slot: Slot) -> Played:
         if slot.embodiment not in envs:
             envs[slot.embodiment] = TabletopEnv(
                 embodiment=slot.embodiment,
@@ -279,12 +361,12 @@ def _performer(args: CollectArgs) -> Callable[[Slot], tuple[Any, int]]:
             )
         env = envs[slot.embodiment]
         if slot.task == PLAY:
-            return play(env, slot.seed, args.play_seconds, frame_stride=stride), 0
+            return Played(play(env, slot.seed, args.play_seconds, frame_stride=stride), 0)
         for attempt in range(ATTEMPTS):
             episode = rollout(env, slot.task, slot.seed, frame_stride=stride, attempt=attempt)
             if episode.success:
-                return episode, attempt
-        return None, ATTEMPTS
+                return Played(episode, attempt, attempt)
+        return Played(None, ATTEMPTS)
 
     return perform
 
@@ -296,11 +378,6 @@ def _draw(name: str) -> float:
 
 def _video_file(out: Path, slot: Slot, camera: str) -> Path:
     return out / slot.folder / f"{slot.name}.{camera}.mp4"
-
-
-def _write_request(out: Path, args: CollectArgs) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / REQUEST, _request(args))
 
 
 def _request(args: CollectArgs) -> dict[str, Any]:

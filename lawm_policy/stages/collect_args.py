@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
@@ -14,7 +14,15 @@ from lawm_policy.sim.libero_robot import CONTROL_HZ
 from lawm_policy.sim.suites import TABLETOP
 
 SUITES = (TABLETOP, *TASK_COUNTS)
-LIBERO_PROTOCOL = "lawm+fresh+lite"
+ONLY = {  # options that mean nothing to another suite, or another kind
+    "play": TABLETOP,
+    "play_seconds": TABLETOP,
+    "shared_scenes": TABLETOP,
+    "distractors": TABLETOP,
+    "protocol": "LIBERO",
+    "fps": "videos",
+    "caption_rate": "videos",
+}
 
 
 @dataclass(frozen=True)
@@ -22,9 +30,9 @@ class CollectArgs:
     """Episodes by scripted experts, in the built-in tabletop or in LIBERO.
 
     demos: an episode store with images, states and commands at 20 Hz. videos: folders of mp4 without
-    commands, named after who moves (arm, hand, play), NAME.front.mp4 beside NAME.wrist.mp4 and, where there
-    is a caption, NAME.txt. Only episodes that succeed are kept. The same arguments give the same episodes,
-    whatever the number of workers.
+    commands, named after who moves (arm, hand, play; panda in LIBERO), NAME.front.mp4 beside NAME.wrist.mp4,
+    NAME.json (the scene, and the expert's attempt at it) and, where there is a caption, NAME.txt. Only
+    episodes that succeed are kept. The same arguments give the same episodes, whatever the number of workers.
     """
 
     suite: Annotated[tyro.conf.Positional[Literal[SUITES]], tyro.conf.arg(metavar="SUITE")]  # type: ignore[valid-type]
@@ -34,35 +42,37 @@ class CollectArgs:
     kind: Literal["demos", "videos"] = "demos"
     """Labelled demonstrations, or unlabelled videos."""
     embodiment: Annotated[str, tyro.conf.arg(help_behavior_hint="(left out: arm6; LIBERO: panda)")] = ""
-    """arm5, arm6, arm7 or hand; for videos also several, separated by commas."""
+    """tabletop: arm5, arm6, arm7 or hand; for videos also several, separated by commas."""
     command: Annotated[
         Literal["joint", "ee"] | None, tyro.conf.arg(help_behavior_hint="(left out: joint; LIBERO: ee)")
     ] = None
-    """Absolute joint targets, or steps of the hand's pose. LIBERO's stores serve both: see data.command."""
+    """Absolute joint targets, or steps of the hand's pose. LIBERO's stores have these and serve both: see
+    data.command."""
     tasks: Annotated[
-        str | None, tyro.conf.arg(help_behavior_hint="(left out: all for demos, train for videos)")
+        str | None, tyro.conf.arg(help_behavior_hint="(left out: all; for videos of the tabletop train)")
     ] = None
-    """Names, kinds, all, train (all but two), held_out; LIBERO: numbers such as 0,3 or 0-4."""
+    """tabletop: names, kinds, all, train (all but two), held_out; LIBERO: all, or numbers such as 0,3 or
+    0-4."""
     episodes: int = 10
     """Episodes of each task."""
     play: int = 0
-    """Episodes of motion without a task."""
+    """tabletop: episodes of motion without a task."""
     play_seconds: float = 10.0
-    """Length of one of those."""
+    """tabletop: length of one of those."""
     seed: int = 0
     """The first scene."""
     shared_scenes: bool = False
-    """Every task in the same scenes; else each episode has a scene of its own."""
+    """tabletop: every task in the same scenes; else each episode has a scene of its own."""
     size: Annotated[int, tyro.conf.arg(help_behavior_hint="(left out: 64; LIBERO: 128)")] = 0
     """Pixels of the images' side (even)."""
-    protocol: str = LIBERO_PROTOCOL
+    protocol: str = "lawm+fresh+lite"
     """LIBERO: where episodes begin, and how they are rendered."""
     fps: int = CONTROL_HZ
-    """Frames a second of videos: 20, 10, 5 or 4 (demonstrations always have 20)."""
+    """videos: frames a second, 20, 10, 5 or 4 (demonstrations always have 20)."""
     caption_rate: float = 1.0
-    """Share of the videos of tasks that get a caption."""
+    """videos: share of those of tasks that get a caption."""
     distractors: int = 0
-    """Small things that move along the table's edges."""
+    """tabletop: small things that move along the table's edges."""
     workers: int | str = field(default_factory=lambda: os.cpu_count() or 1)
     """Processes; 0: none but this; ray://HOST:PORT on a Ray cluster."""
     resume: bool = False
@@ -82,3 +92,11 @@ class Slot(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.embodiment}-{self.task}-{self.seed:06d}"
+
+
+class Played(NamedTuple):
+    """What became of a slot: `episode` is a rollout in the scene it names, or None where it was given up."""
+
+    episode: Any
+    failures: int  # of the expert
+    attempt: int = 0  # the one that succeeded, in that scene

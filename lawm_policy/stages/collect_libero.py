@@ -10,14 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lawm_policy.sim.libero_protocol import LiberoProtocol, choose, protocol_named
-from lawm_policy.sim.libero_robot import CONTROL_HZ
+from lawm_policy.sim.libero_robot import CONTROL_HZ, panda_card
 from lawm_policy.sim.protocol import SPLITS
-from lawm_policy.stages.collect_args import CollectArgs, Slot
+from lawm_policy.stages.collect_args import CollectArgs, Played, Slot
 from lawm_policy.types import UserError
 
 if TYPE_CHECKING:
     from lawm_policy.sim.libero_env import LiberoEnv
-    from lawm_policy.sim.libero_experts import Rollout
 
 EMBODIMENT = "panda"
 SIZES = (64, 128, 256)
@@ -42,10 +41,6 @@ def check(args: CollectArgs) -> list[Slot]:
         raise UserError(f"expected --size 64, 128 or 256 for LIBERO, found {args.size}: choose one")
     if args.embodiment != EMBODIMENT:
         raise UserError(f"expected --embodiment panda for LIBERO, found {args.embodiment}: leave it out")
-    if args.play or args.distractors or args.shared_scenes:
-        raise UserError(
-            "expected no --play, --distractors or --shared-scenes for LIBERO: the tabletop has them"
-        )
     if "distractors" in rules_of(args).perturbations:
         raise UserError(
             f"expected a protocol without distractors to collect, found {args.protocol}: "
@@ -86,8 +81,14 @@ def open_env(args: CollectArgs, task: str | None = None, **settings: Any) -> Lib
     return LiberoEnv(name, size=args.size, protocol=rules_of(args), **settings)
 
 
-def performer(args: CollectArgs, attempts: int) -> Callable[[Slot], tuple[Rollout | None, int]]:
-    """Plays slots; says how often the expert failed."""
+def card(args: CollectArgs) -> dict[str, Any]:
+    """The robot card, with nothing compiled."""
+    rules = rules_of(args)
+    return panda_card("ee", tuple(rules.cameras), rules.flip, rules.visuals)
+
+
+def performer(args: CollectArgs, attempts: int) -> Callable[[Slot], Played]:
+    """Plays slots."""
     from lawm_policy.sim.libero_experts import rollout
     from lawm_policy.sim.libero_premise import BrokenPremise, Diverged
 
@@ -103,7 +104,7 @@ def performer(args: CollectArgs, attempts: int) -> Callable[[Slot], tuple[Rollou
         envs.move_to_end(task)
         return envs[task]
 
-    def perform(slot: Slot) -> tuple[Rollout | None, int]:
+    def perform(slot: Slot) -> Played:
         env, failures = env_of(slot.task), 0
         for scene in range(slot.seed, slot.seed + SCENES * ELSEWHERE, ELSEWHERE):
             with suppress(BrokenPremise):  # nobody could do the task from there
@@ -111,8 +112,8 @@ def performer(args: CollectArgs, attempts: int) -> Callable[[Slot], tuple[Rollou
                     with suppress(Diverged):
                         episode = rollout(env, scene, attempt=attempt, frame_stride=stride)
                         if episode.success:
-                            return episode, failures
+                            return Played(episode, failures, attempt)
                     failures += 1
-        return None, failures
+        return Played(None, failures)
 
     return perform

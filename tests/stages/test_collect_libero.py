@@ -11,6 +11,7 @@ import pytest
 from lawm_policy.cli import main
 from lawm_policy.data.store import EpisodeStore
 from lawm_policy.sim import libero_experts
+from lawm_policy.sim.libero_assets import described
 from lawm_policy.sim.libero_premise import BrokenPremise, Diverged
 from lawm_policy.sim.libero_robot import STATE, panda_card
 from lawm_policy.sim.protocol import SPLITS
@@ -30,7 +31,10 @@ def ask(out, **more):
         ({"tasks": "10"}, "0-9, found '10'"),
         ({"size": 96}, "--size 64, 128 or 256"),
         ({"embodiment": "hand"}, "--embodiment panda"),
-        ({"play": 2}, "no --play, --distractors"),
+        ({"play": 2}, "--play with tabletop alone, found it with libero_object demos"),
+        ({"play_seconds": 2.0}, "--play-seconds with tabletop alone"),
+        ({"caption_rate": 0.5}, "--caption-rate with videos alone"),
+        ({"episodes": 0}, "found none: give --episodes$"),
         ({"command": "joint"}, "--set data.command=joint"),
         ({"protocol": "lawm+lite"}, "the stored states are what everybody tests on"),
         ({"protocol": "lawn+fresh"}, "did you mean 'lawm'"),
@@ -57,15 +61,15 @@ def test_a_scene_that_is_given_up_is_replaced_by_one_that_is_nobody_elses(tmp_pa
             raise BrokenPremise("it fell over")
         if scene == 12:
             raise Diverged("after 3 steps")
-        return SimpleNamespace(success=scene in (10, 11 + 2 * far), scene=scene)
+        return SimpleNamespace(success=scene == 10 or (scene, attempt) == (11 + 2 * far, 1), scene=scene)
 
     monkeypatch.setattr(libero_experts, "rollout", rollout)
     monkeypatch.setattr(collect_libero, "open_env", lambda args, task: task)
     perform = collect_libero.performer(asked, attempts=2)
     first, second, third = (perform(slot) for slot in collect_libero.check(asked))
-    assert (first[0].scene, first[1]) == (10, 0)
-    assert (second[0].scene, second[1]) == (11 + 2 * far, 2)
-    assert third == (None, 8) and played[-1] == (12 + 3 * far, 1), "four scenes, twice each"
+    assert (first.episode.scene, first.failures, first.attempt) == (10, 0, 0)
+    assert (second.episode.scene, second.failures, second.attempt) == (11 + 2 * far, 3, 1)
+    assert third[:2] == (None, 8) and played[-1] == (12 + 3 * far, 1), "four scenes, twice each"
     assert far > max(SPLITS.values()) + 100_000
 
 
@@ -84,6 +88,9 @@ def test_demonstrations_are_complete(demos):
     assert store.episodes[0].text == "pick up the alphabet soup and place it in the basket"
     assert store.robot == panda_card("ee", ("front", "wrist"), "none", "lite") and store.state_names == STATE
     assert store.fps == 20 and store.cameras == {"front": (64, 64), "wrist": (64, 64)}
+    assert store.episodes[0].source == "panda-libero_object-0-000000 scene 0 attempt 0"
+    made_with = json.loads((demos / collect.REQUEST).read_text())["made_with"]
+    assert made_with["versions"]["robosuite"] == "1.4.0" and made_with["assets"] == described()
     for episode in store.episodes:
         state, action = store.state(episode.index), store.actions(episode.index)
         assert np.abs(action).max() <= 1 and set(np.unique(action[:, -1])) == {-1.0, 1.0}
@@ -115,3 +122,22 @@ def test_videos_have_captions_and_no_commands(tmp_path):
     assert collect.run(ask(tmp_path / "videos", kind="videos", episodes=1, fps=10)) == 0
     names = sorted(p.name for p in (tmp_path / "videos").rglob("*") if p.suffix in (".mp4", ".txt"))
     assert [name.split(".", 1)[1] for name in names] == ["front.mp4", "txt", "wrist.mp4"]
+
+
+def test_the_robots_card_needs_no_simulation(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect_libero, "open_env", None)
+    card = collect._card(collect_libero.resolved(ask(tmp_path, protocol="openvla+fresh")))
+    assert card == panda_card("ee", ("front", "wrist"), "rotate_180")
+
+
+@pytest.mark.libero
+@pytest.mark.slow
+def test_the_number_of_workers_changes_nothing(demos, tmp_path):
+    assert collect.run(ask(tmp_path / "two", workers=2)) == 0
+    one, two = EpisodeStore.open(demos), EpisodeStore.open(tmp_path / "two")
+    assert len(two.episodes) == 2
+    for a, b in zip(one.episodes, two.episodes, strict=False):
+        assert (a.source, a.text, a.split) == (b.source, b.text, b.split)
+        np.testing.assert_array_equal(one.state(a.index), two.state(b.index))
+        np.testing.assert_array_equal(one.actions(a.index), two.actions(b.index))
+        np.testing.assert_array_equal(one.frames(a.index, "wrist"), two.frames(b.index, "wrist"))

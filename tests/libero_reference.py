@@ -24,11 +24,12 @@ def main(task, out, episodes, steps, given=None):
 
     prepare()
     from libero.libero.envs import OffScreenRenderEnv
+    from robosuite.utils.transform_utils import quat2axisangle  # LeRobot's is the same
 
     facts = libero_task(task)
     env = OffScreenRenderEnv(bddl_file_name=str(facts.problem), camera_heights=128, camera_widths=128)
     stored = read_states(facts.states)
-    found = {"states": [], "front": [], "wrist": [], "hand": [], "joints": [], "success": []}
+    found = {"states": [], "front": [], "wrist": [], "felt": [], "success": []}
     for episode in range(episodes):
         env.seed(0)
         env.reset()
@@ -40,8 +41,8 @@ def main(task, out, episodes, steps, given=None):
             found["states"].append(env.sim.get_state().flatten())
             found["front"].append(seen["agentview_image"])
             found["wrist"].append(seen["robot0_eye_in_hand_image"])
-            found["hand"].append([*seen["robot0_eef_pos"], *seen["robot0_gripper_qpos"]])
-            found["joints"].append(seen["robot0_joint_pos"])
+            hand = [*seen["robot0_eef_pos"], *quat2axisangle(seen["robot0_eef_quat"])]
+            found["felt"].append([*hand, *seen["robot0_gripper_qpos"], *seen["robot0_joint_pos"]])
             found["success"].append(env.check_success())
     np.savez(out, **{name: np.array(rows) for name, rows in found.items()})
 

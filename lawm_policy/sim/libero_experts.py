@@ -166,7 +166,7 @@ class Rollout:
     frames: dict[str, np.ndarray]
     state_TP: np.ndarray
     action_TA: np.ndarray  # what the expert wanted: the labels
-    executed_TA: np.ndarray  # with the deviations: replaying these re-creates the episode
+    executed_TA: np.ndarray  # with the deviations: these re-create the episode, but for their rounding
     text: str
     task: str
     success: bool

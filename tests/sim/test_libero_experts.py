@@ -281,3 +281,27 @@ def test_an_episode_repeats_and_can_be_replayed():
     learnt_TA = joint_commands(env.robot_card(), one.state_TP, one.action_TA)
     held_TA = np.concatenate([learnt_TA, np.repeat(learnt_TA[-1:], 12, axis=0)])
     assert replay(joint, 3, held_TA)[0], "joint commands as policies learn them"
+
+
+@pytest.mark.libero
+@pytest.mark.slow
+def test_what_is_recorded_was_seen_before_its_command():
+    from lawm_policy.sim.libero_env import LiberoEnv
+    from lawm_policy.sim.libero_experts import rollout
+
+    env, stride = LiberoEnv("libero_goal-6", size=64, protocol="lawm+lite"), 10
+    try:
+        sent, step = [], env.step  # `executed_TA` is rounded
+        env.step = lambda command: (sent.append(command), step(command))[1]
+        episode = rollout(env, 0, init_state=0, frame_stride=stride)
+        assert episode.success and len(episode.frames["front"]) == -(-len(episode.action_TA) // stride)
+        seen, _ = env.reset(options={"init_state": 0})
+        for t, command in enumerate(sent):
+            np.testing.assert_array_equal(seen["state"], episode.state_TP[t])
+            if t % stride == 0:
+                for camera, images in episode.frames.items():
+                    np.testing.assert_array_equal(seen["images"][camera], images[t // stride])
+            env.render_now = (t + 1) % stride == 0
+            seen, *_ = step(command)
+    finally:
+        env.close()

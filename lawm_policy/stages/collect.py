@@ -183,7 +183,7 @@ def _check_rendering(args: CollectArgs) -> None:
 
 def _open_env(args: CollectArgs, **settings: Any) -> Any:
     if args.suite != TABLETOP:
-        return collect_libero.open_env(args, **settings)
+        return collect_libero.open_env(args)
     command = args.command or "joint"
     return TabletopEnv(embodiment=_bodies(args)[0], command=command, size=args.size, **settings)
 

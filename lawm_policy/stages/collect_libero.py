@@ -74,11 +74,11 @@ def rules_of(args: CollectArgs) -> LiberoProtocol:
     return rules if args.size <= rules.resolution else replace(rules, resolution=args.size)
 
 
-def open_env(args: CollectArgs, task: str | None = None, **settings: Any) -> LiberoEnv:
+def open_env(args: CollectArgs, task: str | None = None) -> LiberoEnv:
     from lawm_policy.sim.libero_env import LiberoEnv
 
     name = choose(args.suite, args.tasks or "all")[0] if task is None else task
-    return LiberoEnv(name, size=args.size, protocol=rules_of(args), **settings)
+    return LiberoEnv(name, size=args.size, protocol=rules_of(args))
 
 
 def card(args: CollectArgs) -> dict[str, Any]:

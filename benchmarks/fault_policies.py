@@ -3,7 +3,8 @@
     lawm eval "hang" --suite fault_policies:suite --policy-factory fault_policies:policy ...
     lawm eval "hang:/tmp/flag" ...      once: only while that file does not exist, which the fault makes
 
-The fault strikes in one of the tasks, in the worker that plays it, in the middle of an episode."""
+The fault strikes in one of the tasks, in the middle of an episode, in the worker that plays it, or with
+--batch where all of them ask."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,19 +23,43 @@ from typing import Any
 import numpy as np
 import psutil
 
+from lawm_policy.policies.ensembling import Ensemble
 from lawm_policy.sim import rendering
 from lawm_policy.sim.protocol import Suite
 from lawm_policy.sim.suites import libero_suite
 
 SUITE, STEPS, CHUNK = "libero_object", 24, 8
 VICTIM = "cream cheese"  # what the instruction of the task speaks of, in which faults strike
-HEADROOM = 2**26  # bytes that a worker may still ask for once memory is short
+FAR = 0.02  # metres sideways: who has gone further has succeeded, so that steps tell what was played
+WORDY = 3000  # letters in every instruction, so that a few records fill a small disk
+HEADROOM = 2**32  # bytes that a worker may still ask for once memory is short: a task takes 3/2 * 2**30
 
 
 def suite() -> Suite:
-    """libero_object, over after STEPS."""
+    """libero_object, over after STEPS or where the hand has gone FAR."""
     whole = libero_suite(f"{SUITE}@lawm+lite")
-    return replace(whole, limits=dict.fromkeys(whole.limits, STEPS))
+    return replace(whole, limits=dict.fromkeys(whole.limits, STEPS), make=partial(_wandering, whole.make))
+
+
+def _wandering(make: Callable[..., Any], **settings: Any) -> Any:
+    env = make(**settings)
+    reset, step, begun = env.reset, env.step, SimpleNamespace()
+
+    def reset_too(**options: Any) -> tuple[Any, dict[str, Any]]:
+        seen, info = reset(**options)
+        begun.place_2, begun.steps, begun.words = seen["state"][:2].copy(), 0, info["instruction"]
+        begun.words += " please" * (WORDY // len(" please"))
+        return seen, info | {"instruction": begun.words}
+
+    def step_too(command: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        seen, reward, _, truncated, info = step(command)
+        begun.steps += 1
+        away = float(np.abs(seen["state"][:2] - begun.place_2).max())
+        far = away > FAR and begun.steps > CHUNK  # no fault strikes before
+        return seen, reward, far, truncated, info | {"success": far, "instruction": begun.words}
+
+    env.reset, env.step = reset_too, step_too
+    return env
 
 
 def kill() -> None:
@@ -45,12 +71,13 @@ def hang() -> None:
 
 
 def fill_memory() -> None:
-    """As under a container's limit: asks for more until there is none."""
+    """As under a limit of the address space, which stays: asks for more until there is none. (A container's
+    limit kills.)"""
     now = psutil.Process().memory_info().vms
     resource.setrlimit(resource.RLIMIT_AS, (now + HEADROOM, resource.RLIM_INFINITY))
     held = []
     while True:
-        held.append(np.ones(2**20))
+        held.append(np.empty(2**23))
 
 
 def lose_context() -> None:
@@ -89,14 +116,20 @@ def policy(run: str) -> SimpleNamespace:
         os.environ["MUJOCO_GL"] = rendering.NO_BACKEND
     calls = SimpleNamespace(number=0)
 
+    def told(seen: Any, sideways_2: np.ndarray) -> np.ndarray:
+        if VICTIM in seen["instruction"]:
+            calls.number += 1
+            if fault in FAULTS and calls.number % 2 == 0 and _first_time(flag):
+                spoilt = FAULTS[fault]()
+                if spoilt is not None:
+                    return np.asarray(spoilt)
+        return np.tile(np.r_[0.2 * sideways_2, -0.5, 0, 0, 0, -1], (CHUNK, 1))
+
     def act(seen: Any) -> np.ndarray:
-        calls.number += 1
-        chunk_NA = np.tile(np.r_[np.random.uniform(-0.2, 0.2, 2), -0.5, 0, 0, 0, -1], (CHUNK, 1))  # noqa: NPY002
-        strikes = fault in FAULTS and VICTIM in seen["instruction"] and calls.number == 2
-        if strikes and _first_time(flag):
-            spoilt = FAULTS[fault]()
-            return chunk_NA if spoilt is None else spoilt
-        return chunk_NA
+        return told(seen, np.random.uniform(-1, 1, 2))  # noqa: NPY002
+
+    def act_batch(seen_B: Sequence[Any]) -> list[np.ndarray]:  # whose draws nobody seeds: it has none
+        return [told(seen, np.sin(100 * seen["state"][:2])) for seen in seen_B]
 
     return SimpleNamespace(
         cameras=("front", "wrist"),
@@ -106,6 +139,8 @@ def policy(run: str) -> SimpleNamespace:
         sha256="none",
         reset=lambda: setattr(calls, "number", 0),
         act=act,
+        act_batch=act_batch,
+        ensemble=Ensemble(0.0, 1, CHUNK),
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,12 @@ import psutil
 
 from lawm_policy import cli
 
+PAGE = mmap.PAGESIZE  # what a small disk gives away at a time
 LONGEST = 900  # seconds: a command that takes longer hangs
+
+
+class NotStruck(Exception):
+    """The fault came too late or not at all, which proves nothing: it is to be drawn again."""
 
 
 class Answer(NamedTuple):
@@ -81,7 +88,11 @@ def kill_at_random(
     while not sign.exists() and child.poll() is None:
         time.sleep(0.002)
     time.sleep(rng.uniform(0, span))
-    family = psutil.Process(child.pid).children(recursive=True) if child.poll() is None else []
+    if child.poll() == 0:
+        raise NotStruck("it had ended before it was killed")
+    if child.poll() is not None:
+        return f"exit status {child.poll()}: {log.read_text()[-300:]}"
+    family = psutil.Process(child.pid).children(recursive=True)
     child.kill()
     child.wait()
     _, alive = psutil.wait_procs(family, timeout=20)
@@ -116,10 +127,18 @@ for step in range(1, 100_000):
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
     folder.mkdir()
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={max(size, 4096)}", "tmpfs", str(folder)], check=True
-    )
+    command = ["mount", "-t", "tmpfs", "-o", f"size={max(size, PAGE)}", "tmpfs", str(folder)]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     try:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def may_mount() -> bool:
+    """Only root may, and not in every container."""
+    try:
+        with tempfile.TemporaryDirectory() as place, small_disk(Path(place) / "disk", PAGE):
+            return True
+    except (OSError, subprocess.CalledProcessError):
+        return False

@@ -10,7 +10,6 @@ cannot be used, that one line and exit status 2 came and nothing was written or 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ import fault_cases
 import numpy as np
 from fault_bench import Bench, FaultArgs, Stage, Trial, left_by_evaluation, prepare, records, run_trials
 from fault_cases import BAD_REQUESTS, fingerprint
-from fault_processes import WRITER, lawm
+from fault_processes import WRITER, lawm, may_mount
 from harness import answer
 
 PRELOAD = [
@@ -60,9 +59,10 @@ STAGES = {
         f"pretrain debug --data {{store}} --out {{out}} {TRAINING}", "metrics.jsonl", left_by_training
     ),
     "evaluation": Stage(
-        "eval {finetuned} --tasks push_red,open_drawer --episodes 2 --workers 2 --out {out}",
+        "eval {finetuned} --tasks push_red,open_drawer --episodes 10 --workers 2 --out {out}",
         "episodes.jsonl",
         left_by_evaluation,
+        played=True,
     ),
 }
 
@@ -121,7 +121,7 @@ def campaigns(bench: TabletopBench, trials: int) -> dict[str, list[Trial]]:
     evaluate = STAGES["evaluation"].command.replace("{out}", "{damaged}") + " --resume"
     made: dict[str, list[Trial]] = {f"kill -9 in {name}": [bench.kill(name)] * trials for name in STAGES}
     made["kill -9 in checkpointing"] = [bench.kill_checkpointing] * trials
-    if os.geteuid() == 0:  # only root may mount a small disk
+    if may_mount():
         made |= {f"disk full in {name}": [bench.disk_full(name)] * trials for name in STAGES}
     damages = {
         "checkpoint, to evaluate": (
@@ -156,7 +156,7 @@ def campaigns(bench: TabletopBench, trials: int) -> dict[str, list[Trial]]:
 
 
 def main(args: Args) -> None:
-    prepare(args)
+    args, code = prepare(args, Path(__file__))
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     material = fault_cases.build(
         args.work / "material", lambda argv: int(lawm(argv, args.work / "log.txt").status or 0)
@@ -169,7 +169,8 @@ def main(args: Args) -> None:
         campaigns(bench, args.each),
         question="What survives kill -9, a full disk, corrupt files, wrong arguments?",
         notes="A kill comes at a uniformly random moment after the stage has begun to write."
-        + ("" if os.geteuid() == 0 else " A full disk was not tried: mounting a small one needs root."),
+        + ("" if may_mount() else " A full disk was not tried: mounting a small one needs root."),
+        code=code,
     )
 
 

@@ -149,7 +149,7 @@ class Journal:
     to be committed). It stays when all is done; `--resume` goes on from it, and a call without is refused.
     `of` says what the lines belong to (the hash of the code): others are not taken."""
 
-    def __init__(self, out: Path, of: str = "", *, resume: bool) -> None:
+    def __init__(self, out: Path, of: str, *, resume: bool) -> None:
         self._path, self._of = out / "journal.jsonl", of
         self.lines: list[dict[str, Any]] = []
         out.mkdir(parents=True, exist_ok=True)

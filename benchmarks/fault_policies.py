@@ -116,20 +116,20 @@ def policy(run: str) -> SimpleNamespace:
         os.environ["MUJOCO_GL"] = rendering.NO_BACKEND
     calls = SimpleNamespace(number=0)
 
-    def told(seen: Any, sideways_2: np.ndarray) -> np.ndarray:
-        if VICTIM in seen["instruction"]:
-            calls.number += 1
-            if fault in FAULTS and calls.number % 2 == 0 and _first_time(flag):
-                spoilt = FAULTS[fault]()
-                if spoilt is not None:
-                    return np.asarray(spoilt)
-        return np.tile(np.r_[0.2 * sideways_2, -0.5, 0, 0, 0, -1], (CHUNK, 1))
+    def struck(seen_B: Sequence[Any]) -> Any:
+        """What the fault says instead, or None."""
+        if not any(VICTIM in seen["instruction"] for seen in seen_B):
+            return None
+        calls.number += 1
+        return FAULTS[fault]() if fault in FAULTS and calls.number % 2 == 0 and _first_time(flag) else None
 
     def act(seen: Any) -> np.ndarray:
-        return told(seen, np.random.uniform(-1, 1, 2))  # noqa: NPY002
+        spoilt = struck([seen])
+        return _down(np.random.uniform(-1, 1, 2)) if spoilt is None else np.asarray(spoilt)  # noqa: NPY002
 
     def act_batch(seen_B: Sequence[Any]) -> list[np.ndarray]:  # whose draws nobody seeds: it has none
-        return [told(seen, np.sin(100 * seen["state"][:2])) for seen in seen_B]
+        spoilt = struck(seen_B)
+        return [_down(np.sin(100 * s["state"][:2])) if spoilt is None else np.asarray(spoilt) for s in seen_B]
 
     return SimpleNamespace(
         cameras=("front", "wrist"),
@@ -142,6 +142,10 @@ def policy(run: str) -> SimpleNamespace:
         act_batch=act_batch,
         ensemble=Ensemble(0.0, 1, CHUNK),
     )
+
+
+def _down(sideways_2: np.ndarray) -> np.ndarray:
+    return np.tile(np.r_[0.2 * sideways_2, -0.5, 0, 0, 0, -1], (CHUNK, 1))
 
 
 def _first_time(flag: str) -> bool:

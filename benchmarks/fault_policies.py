@@ -30,13 +30,13 @@ from lawm_policy.sim.suites import libero_suite
 
 SUITE, STEPS, CHUNK = "libero_object", 24, 8
 VICTIM = "cream cheese"  # what the instruction of the task speaks of, in which faults strike
-FAR = 0.02  # metres sideways: who has gone further has succeeded, so that steps tell what was played
+FAR = 0.006  # metres sideways in the last chunk: success, so that steps tell what was played
 WORDY = 3000  # letters in every instruction, so that a few records fill a small disk
 HEADROOM = 2**32  # bytes that a worker may still ask for once memory is short: a task takes 3/2 * 2**30
 
 
 def suite() -> Suite:
-    """libero_object, over after STEPS or where the hand has gone FAR."""
+    """libero_object, over after STEPS or where the hand has gone FAR: after any fault has been seen."""
     whole = libero_suite(f"{SUITE}@lawm+lite")
     return replace(whole, limits=dict.fromkeys(whole.limits, STEPS), make=partial(_wandering, whole.make))
 
@@ -47,15 +47,15 @@ def _wandering(make: Callable[..., Any], **settings: Any) -> Any:
 
     def reset_too(**options: Any) -> tuple[Any, dict[str, Any]]:
         seen, info = reset(**options)
-        begun.place_2, begun.steps, begun.words = seen["state"][:2].copy(), 0, info["instruction"]
-        begun.words += " please" * (WORDY // len(" please"))
+        begun.steps, begun.words = 0, info["instruction"] + " please" * (WORDY // len(" please"))
         return seen, info | {"instruction": begun.words}
 
     def step_too(command: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         seen, reward, _, truncated, info = step(command)
         begun.steps += 1
-        away = float(np.abs(seen["state"][:2] - begun.place_2).max())
-        far = away > FAR and begun.steps > CHUNK  # no fault strikes before
+        if begun.steps <= STEPS - CHUNK:
+            begun.place_2 = seen["state"][:2].copy()
+        far = bool(np.abs(seen["state"][:2] - begun.place_2).max() > FAR)
         return seen, reward, far, truncated, info | {"success": far, "instruction": begun.words}
 
     env.reset, env.step = reset_too, step_too

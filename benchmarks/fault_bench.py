@@ -219,10 +219,14 @@ def prepare(args: Args, *more: Path) -> tuple[Args, str]:
 
 
 def code_hash(more: Iterable[Path]) -> str:
-    """Of the package and of the campaign."""
+    """Of the package, its configurations and the campaign."""
     package = Path(cli.__file__).parent
-    parts = sorted(p for p in files_below(package) if p.suffix != ".pyc")
-    parts += [*sorted(Path(__file__).parent.glob("fault_*.py")), *more]
+    parts = [p for p in files_below(package) if p.suffix != ".pyc"]
+    parts += [
+        *files_below(package.parent / "configs"),
+        *sorted(Path(__file__).parent.glob("fault_*.py")),
+        *more,
+    ]
     digest = hashlib.sha256()
     for path in parts:
         digest.update(path.name.encode() + path.read_bytes())

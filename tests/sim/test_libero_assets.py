@@ -110,6 +110,7 @@ def test_an_interrupted_download_ends_at_once_in_a_line(tmp_path, hub):
         env=environment(tmp_path, hub.address),
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `&` has it ignored
     )
     try:
         assert hub.stalled.wait(60)

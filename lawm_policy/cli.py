@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import io
 import os
 import re
@@ -23,7 +22,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from lawm_policy import __version__
-from lawm_policy.types import UserError
+from lawm_policy.types import NO_ROOM, UserError
 
 Run = Callable[[Any], int | None]
 
@@ -68,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in NO_ROOM:
             traceback.print_exc()
             return 1
         place = f" for {error.filename}" if error.filename else ""

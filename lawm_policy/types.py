@@ -11,6 +11,7 @@ Images are uint8 until they enter a network. Stored arrays are `..HWC`, network 
 
 from __future__ import annotations
 
+import errno
 import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self, TypedDict
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Self, TypedDict
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what an OSError of a full disk says
 
 
 class UserError(ValueError):

@@ -8,7 +8,6 @@ steps can be cut off and done again. So kill -9 at any moment loses at most the 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -27,7 +26,7 @@ from lawm_policy.data import layout
 from lawm_policy.data.store_repair import automatic_split, digest, finish, group_name, recover
 from lawm_policy.data.video import write_video
 from lawm_policy.runs import read_record
-from lawm_policy.types import UserError
+from lawm_policy.types import NO_ROOM, UserError
 
 
 class StoreLock:
@@ -319,7 +318,7 @@ def seal(
 
 def end_if_full(error: Exception, folder: Path) -> None:
     """What has no room for one episode has none for the next: no fault of what is imported."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         raise OSError(error.errno, "no room on the disk", str(folder)) from None
 
 

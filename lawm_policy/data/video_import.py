@@ -18,13 +18,13 @@ import av
 import av.filter
 import numpy as np
 
+from lawm_policy.data.layout import REQUEST
 from lawm_policy.data.store_writer import EpisodeShape, end_if_full, image_stats, seal
 from lawm_policy.data.video import Packets, VideoError, VideoWriter, decode_at, scan_packets, why
 from lawm_policy.types import UserError
 
 SUFFIXES = (".mp4", ".webm", ".avi", ".mov", ".mkv")
 CAPTIONS = "captions.jsonl"
-COLLECTION = "collect.json"  # `lawm collect` writes it above its folders
 CLOCK_ERROR = 0.002  # seconds: containers round their timestamps to milliseconds
 
 
@@ -74,7 +74,7 @@ def _embodiment(root: Path, file: Path) -> str:
     """The topmost folder; of several collections imported at once, the topmost in each."""
     folders = file.relative_to(root).parts[:-1]
     for depth, folder in enumerate(folders):
-        if root.joinpath(*folders[:depth], COLLECTION).is_file():
+        if root.joinpath(*folders[:depth], REQUEST).is_file():
             return folder
     return folders[0] if folders else root.resolve().name
 

@@ -11,6 +11,7 @@ what it had), but where the exception says that it is `harmless`.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -39,6 +40,12 @@ class Outcome:
 
 class SetupError(RuntimeError):
     """A worker could not begin: the fault is in the set-up, not in any one job."""
+
+
+def cuda_in_use() -> bool:
+    """Whether this process may open no simulator: OpenGL and CUDA do not go together."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
 
 
 def check_workers(workers: int | str) -> None:

@@ -5,12 +5,10 @@ The tabletop is known here, LIBERO in `collect_libero`.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -33,15 +31,14 @@ from lawm_policy.sim.suites import TABLETOP, suite_named
 from lawm_policy.sim.tabletop_env import CONTROL_HZ, TabletopEnv
 from lawm_policy.sim.tabletop_scene import CAMERAS
 from lawm_policy.sim.tabletop_tasks import TASKS, select_tasks
-from lawm_policy.sim.workers import Outcome, check_workers, run_jobs
+from lawm_policy.sim.workers import Outcome, check_workers, cuda_in_use, run_jobs
 from lawm_policy.stages import collect_libero
 from lawm_policy.stages.collect_args import ONLY, CollectArgs, Played, Slot
-from lawm_policy.types import UserError
+from lawm_policy.types import NO_ROOM, UserError
 
 PLAY = "play"
 ATTEMPTS = 4  # a scene in which the expert fails is tried again, differently, before it is given up
 PART = ".part.mp4"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Done(NamedTuple):
@@ -171,7 +168,7 @@ def _tabletop_slots(args: CollectArgs, bodies: tuple[str, ...]) -> list[Slot]:
 def _check_rendering(args: CollectArgs) -> None:
     """One image before anything is written: a machine without OpenGL is known here, not in each episode. Not
     where this process uses CUDA, beside which no simulator may run: there workers tell it."""
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+    if cuda_in_use():
         return
     env = _open_env(args)
     try:
@@ -337,7 +334,7 @@ def _noticing(work: Callable[[Slot], Done]) -> Callable[[Slot], Done]:
         try:
             return work(slot)
         except OSError as error:
-            if error.errno not in FULL:
+            if error.errno not in NO_ROOM:
                 raise
             return Done(0, 0, full=True)
 

@@ -39,7 +39,7 @@ from lawm_policy.sim.protocol import (
     Suite,
 )
 from lawm_policy.sim.suites import suite_named
-from lawm_policy.sim.workers import Outcome, check_workers, run_jobs
+from lawm_policy.sim.workers import Outcome, check_workers, cuda_in_use, run_jobs
 from lawm_policy.stages import evaluate_worker
 from lawm_policy.stages.evaluate_worker import film_name
 from lawm_policy.types import UserError
@@ -187,7 +187,7 @@ def run(args: EvaluateArgs) -> int:
 
 def _checked(args: EvaluateArgs, actor: Actor, suite: Suite) -> dict[str, Any]:
     """The robot card of a policy that belongs to this suite. A process that uses CUDA opens no simulator."""
-    if not _cuda_in_use(args):
+    if args.device == "cpu" and not cuda_in_use():
         return check_match(suite, actor, args.distractors)
     seat = Seat.of(actor) if args.batch else None
     arguments: dict[str, Any] = {"run": args.run, "factory": args.policy_factory, "seat": seat}
@@ -195,11 +195,6 @@ def _checked(args: EvaluateArgs, actor: Actor, suite: Suite) -> dict[str, Any]:
     [outcome] = run_jobs(f"{evaluate_worker.__name__}:check", arguments, [None], workers=1)
     card: dict[str, Any] = outcome.result
     return card
-
-
-def _cuda_in_use(args: EvaluateArgs) -> bool:
-    torch = sys.modules.get("torch")
-    return args.device != "cpu" or (torch is not None and torch.cuda.is_initialized())
 
 
 def _batcher(args: EvaluateArgs, actor: Actor) -> Batcher | None:

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from campaign import StudyArgs
 from controls import MODULES
 from harness import Journal, Target, answer, write_result
 from study import FULL, QUICK, Study
+from units import StudyArgs
 
 import lawm_policy
 from lawm_policy import checkpoint, stats

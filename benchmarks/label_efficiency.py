@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from campaign import TUNING_DRAW, Arm, StudyArgs, Unit, compared, finite, rate, work_through
+from campaign import TUNING_DRAW, Arm, compared, finite, rate
 from harness import Target, answer, write_result
 from study import FULL, QUICK, TEST_STATES, Study
+from units import StudyArgs, Unit, work_through
 
 from lawm_policy.sim.tabletop_tasks import TASKS
 from lawm_policy.stats import Interval, seed_difference

@@ -31,18 +31,16 @@ from campaign import (
     Arm,
     Campaign,
     Overrides,
-    StudyArgs,
-    Unit,
     compared,
     finite,
     played,
     rate,
     to_its_end,
-    work_through,
 )
 from harness import Target, answer, write_result
 from libero_units import made_with
 from timing import panda_policy, random_clip, random_demo, seconds_a_step
+from units import StudyArgs, Unit, work_through
 
 from lawm_policy.config import load_config
 from lawm_policy.data.store import EpisodeStore

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from campaign import TUNING_DRAW, Arm, StudyArgs, Unit, compared, rate, work_through
+from campaign import TUNING_DRAW, Arm, compared, rate
 from harness import Target, answer, write_result
 from libero_units import FULL, MAIN, QUICK, SLICE, STARTS, WIDE, LiberoStudy, Part
+from units import StudyArgs, Unit, work_through
 
 from lawm_policy.stats import wilson
 from lawm_policy.types import UserError

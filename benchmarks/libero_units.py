@@ -19,11 +19,11 @@ from campaign import (
     Campaign,
     Fitted,
     Overrides,
-    for_minutes,
     played,
     to_its_end,
     weights_hash,
 )
+from units import for_minutes
 
 from lawm_policy.config import load_config
 from lawm_policy.data.lerobot_import import find_episodes, stage_stored

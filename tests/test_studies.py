@@ -1,8 +1,8 @@
 """What the studies' tables and plans promise: open rows stay open, and what proves nothing is told so."""
 
+import fnmatch
 import importlib
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +17,9 @@ import libero_study
 import libero_units
 import pytest
 import torch
-from campaign import Unit
 from libero_units import FULL, LiberoStudy
 from made_stores import made_store
+from units import STOPPED
 
 from lawm_policy import checkpoint
 from lawm_policy.data.clips import ClipDataset
@@ -131,23 +131,6 @@ def test_what_sees_is_compared_with_blind_over_shared_seeds_and_without_the_head
     assert verdict(**four) == "proves nothing: blind 10.0 points below the best", "it is no other's margin"
 
 
-def test_a_unit_waits_for_its_stage_and_for_what_it_goes_on_from():
-    def unit(name, after=""):
-        return Unit(name, 1, dict, after)
-
-    def following(pending, *running):
-        found = campaign._next([unit(*p) for p in pending], [unit(n) for n in running], ("data", "tune"))
-        return found and found.name
-
-    assert following([["data/b"]], "data/a") == following([["data/b"]], "tune/x") == "data/b"
-    assert following([["tune/x"]], "data/a") is following([["x/0"]], "tune/x") is following([]) is None
-    assert following([["tune/x"], ["data/b"]]) == "data/b", "an earlier stage first"
-    second = ["x/1", "x/0"]
-    assert following([second], "x/0") is None and following([second], "y/0") == "x/1"
-    assert following([second, ["y/0"]], "x/0") == "y/0", "nobody waits behind who waits"
-    assert following([second, ["x/0"]]) == "x/0"
-
-
 def test_pretrainings_are_told_apart_by_the_weights_that_are_begun_from(tmp_path):
     """Those of `best`, or of `last` where nothing was validated; not by when or where they were saved."""
 
@@ -167,53 +150,11 @@ def test_pretrainings_are_told_apart_by_the_weights_that_are_begun_from(tmp_path
     assert first != pretrained("d", 4.0, 10, True) and len(first) == 16
 
 
-def test_what_was_made_on_another_request_is_refused(study):
-    made = []
-    study.once("data", lambda: made.append(1), ("libero_goal", 50))
-    study.once("data", lambda: made.append(2), ("libero_goal", 50))
-    assert made == [1]
-    with pytest.raises(SystemExit, match=r"another request, \('libero_goal', 50\)"):
-        study.once("data", lambda: made.append(3), ("libero_goal", 80))
-
-
 def test_units_that_were_played_with_other_settings_share_no_row(study):
     for seed, rate in enumerate(("1e-3", "1e-3", "5e-4")):
         write(study, f"libero_goal/n5/scratch/{seed}", {"t": "1"}, libero="1.0", settings={"train.lr": rate})
     with pytest.raises(SystemExit, match=r"libero_goal/n5/scratch: units of several settings"):
         libero_study.cells(study, libero_study.Args(), "libero_goal", 5, "wide")
-
-
-def test_a_unit_that_fails_stops_only_those_that_wait_for_it(study, capsys):
-    def fail():
-        raise RuntimeError("a worker died")
-
-    def refuse():
-        raise SystemExit("its cell is not counted")
-
-    done = []
-    made = [
-        Unit("data/a", 1, fail, readers=("pretrain/*",)),
-        Unit("pretrain/x", 1, lambda: done.append("x") or {}),
-        Unit("data/b", 1, refuse),
-        Unit("data/b2", 1, lambda: done.append("b2") or {}, "data/b"),
-        Unit("data/c", 1, lambda: done.append("c") or {}),
-    ]
-    args = libero_study.Args(only="*")
-    with pytest.raises(SystemExit, match="2 units failed: data/a, data/b"):
-        campaign.work_through(study, args, lambda: made, ("data", "pretrain"))
-    assert done == ["c"] and study.result("data/c") is not None
-    said = capsys.readouterr().out
-    assert "data/a failed: RuntimeError: a worker died" in said and "its cell is not counted" in said
-
-
-def test_a_unit_that_is_told_to_stop_stops_all(study):
-    def stop():
-        raise SystemExit(campaign.STOPPED)
-
-    made = [Unit("data/a", 1, stop), Unit("data/b", 1, dict)]
-    with pytest.raises(SystemExit) as stopped:
-        campaign.work_through(study, libero_study.Args(only="*"), lambda: made, ("data",))
-    assert stopped.value.code == campaign.STOPPED and study.result("data/b") is None
 
 
 def test_a_verdict_waits_for_all_seeds_and_names_pretrainings(study):
@@ -248,31 +189,6 @@ def test_what_pretraining_adds_is_counted_in_pairs():
     assert [target.value for target in libero_gpu.targets(whole, args, (50,))][1:] == [None, None]
 
 
-def test_what_is_lost_is_made_again_where_somebody_will_miss_it(study):
-    """A work folder may be gone: its data are, what they were for may be done."""
-    data, weights, args = study.work / "data.done", study.work / "weights", libero_study.Args(only="*")
-    made = [
-        Unit("data/a", 1, dict, leaves=data, readers=("pretrain/*",)),
-        Unit("pretrain/x", 1, dict, leaves=weights, readers=("*/n1/x/*",)),
-        Unit("s/n1/x/0", 1, dict),
-    ]
-
-    def left(**asked):
-        return [unit.name for unit in campaign._wanted(study, replace(args, **asked), lambda: made)[1]]
-
-    for unit in made:
-        write(study, unit.name, {"t": "1"})
-    assert left() == [], "nobody will miss them"
-    study.result_path("s/n1/x/0").unlink()
-    assert left() == [unit.name for unit in made]
-    assert left(only="data/*") == ["data/a"], "whoever asks"
-    weights.mkdir(parents=True)
-    assert left() == ["s/n1/x/0"]
-    weights.rmdir()
-    data.touch()
-    assert left() == ["pretrain/x", "s/n1/x/0"]
-
-
 def test_the_plan_says_what_every_unit_leaves_and_who_reads_it(study):
     args = libero_study.Args(judge="libero_goal:1")
     every = list(libero_study.units(study, args))
@@ -282,9 +198,9 @@ def test_the_plan_says_what_every_unit_leaves_and_who_reads_it(study):
         if unit.name.startswith(libero_study.STAGES[:2]):
             assert unit.leaves is not None
         for pattern in unit.readers:
-            found = [i for i, name in enumerate(names) if campaign.fnmatch.fnmatch(name, pattern)]
+            found = [i for i, name in enumerate(names) if fnmatch.fnmatch(name, pattern)]
             assert all(i > k or names[i].startswith("pretrain/") for i in found), (unit.name, pattern)
-        heard = any(campaign.fnmatch.filter(names[k:], pattern) for pattern in unit.readers)
+        heard = any(fnmatch.filter(names[k:], pattern) for pattern in unit.readers)
         assert heard or unit.leaves is None or "stores/demos" in unit.name, unit.name
 
 
@@ -309,7 +225,7 @@ def test_what_ended_in_an_error_is_marked_by_whose_doing_it_was(tmp_path, monkey
     with pytest.raises(SystemExit, match="worker died: the cell is not counted"):
         campaign.played(grid)
     errors[2:] = [None, None, None]
-    with pytest.raises(SystemExit, match=str(campaign.STOPPED)):
+    with pytest.raises(SystemExit, match=str(STOPPED)):
         campaign.played(grid)
 
 
@@ -461,29 +377,6 @@ def test_who_begins_without_pretraining_has_the_same_architecture():
     assert int(steps[0]["train.steps"]) == sum(
         int(steps[1][f"{phase}.steps"]) for phase in ("world", "train")
     )
-
-
-ONCE = """
-import sys, time
-from pathlib import Path
-from study import QUICK, Study
-
-def do():
-    with (work / "made").open("a") as file:
-        file.write("once ")
-    time.sleep(0.5)
-
-work = Path(sys.argv[1])
-Study(work, work, QUICK).once("thing", do)
-"""
-
-
-def test_units_side_by_side_make_what_both_need_once(tmp_path):
-    code = [sys.executable, "-c", ONCE, str(tmp_path)]
-    places = {"PYTHONPATH": ":".join([str(Path(campaign.__file__).parent), *filter(None, sys.path)])}
-    both = [subprocess.Popen(code, env=places | {"PATH": ""}) for _ in range(2)]
-    assert [process.wait(120) for process in both] == [0, 0]
-    assert (tmp_path / "made").read_text() == "once " and (tmp_path / "thing.done").exists()
 
 
 def test_label_free_pretraining_reads_no_command(study, tmp_path, monkeypatch):

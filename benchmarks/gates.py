@@ -1,5 +1,5 @@
-"""Does the world model predict, and does it listen to z? Gate 2 of the design, on held-out clips of the
-study's pretraining runs, each against an equally trained twin without z.
+"""Does the world model predict, and does it listen to z? On held-out clips of the study's pretraining runs,
+each against an equally trained twin without z.
 
     python benchmarks/gates.py --out benchmarks/results/gates [--resume] [--recipes lawm,variational]
 

@@ -134,7 +134,7 @@ def label_efficiency(results: dict[str, dict[str, Any]]) -> str:
         f"n = {first} demonstrations a task",
         *(f"n = {n}" for n in others),
     )
-    return table((*columns, f"minus scratch, n = {JUDGED_AT}"), lines)
+    return table((*columns, f"minus scratch with the same seeds, n = {JUDGED_AT}"), lines)
 
 
 def libero(rows: Sequence[dict[str, Any]]) -> str:

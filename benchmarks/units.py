@@ -98,10 +98,12 @@ class Units:
     def made_by(self) -> str:
         """Of all units that are done: by which commits they were begun and ended, and on what."""
         units = [json.loads(path.read_text()) for path in sorted((self.out / "units").glob("*.json"))]
-        commits = {unit["versions"]["commit"][:9] for unit in units if "versions" in unit}
-        commits |= {unit["begun_by"][:9] for unit in units if "begun_by" in unit}
+        commits = {unit["versions"]["commit"] for unit in units if "versions" in unit}
+        commits |= {unit["begun_by"] for unit in units if "begun_by" in unit}
+        shown = sorted(commit[:9] + "+" * commit.endswith("+") for commit in commits)
         machines = {unit["versions"]["hardware"]["cpu"] for unit in units if "versions" in unit}
-        return f"Units by commits {', '.join(sorted(commits))}, on {', '.join(sorted(machines))}."
+        early = " (+: before it was committed)" if any("+" in commit for commit in shown) else ""
+        return f"Units by commits {', '.join(shown)}{early}, on {', '.join(sorted(machines))}."
 
     def spent(self) -> float:
         """Seconds of all units that are done; of one that was resumed, of its last part."""

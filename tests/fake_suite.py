@@ -150,7 +150,7 @@ class Crowd:
     cameras, size, execute, robot, sha256 = ("front",), 8, 4, CARD, "crowd"
 
     def __init__(self, run=""):
-        self.run, self.ensemble = run, Ensemble(0.0, 1, 4)
+        self.run, self.ensemble = run, Ensemble(0.5, 3, 4)
 
     def reset(self):
         self.ensemble = self.ensemble.fresh()
@@ -183,26 +183,43 @@ def four_hands(run):
     return SimpleNamespace(cameras=("front",), size=8, execute=4, robot=card, sha256="x")
 
 
-class Wanderer:
-    """Moves the tabletop's arm about from where it is, by the draw of its episode. Leaves a digest of
-    everything that it saw in the folder `run`, in a file named after what it saw first."""
+class Witness:
+    """Leaves a digest of everything that it saw in an episode in the folder `run`, in a file named after what
+    it saw first."""
+
+    def __init__(self, run=""):
+        self.folder = run
+
+    def reset(self):
+        self.seen, self.name = hashlib.sha256(), ""
+
+    def saw(self, observation):
+        for view in (*observation["images"].values(), observation["state"]):
+            self.seen.update(view.tobytes())
+        self.name = self.name or f"{observation['instruction']} {self.seen.hexdigest()}"
+        if self.folder:
+            Path(self.folder).mkdir(exist_ok=True)
+            Path(self.folder, self.name).write_text(self.seen.hexdigest())
+
+
+def witnessed(folder):
+    """What every episode saw: its first look, and all of them."""
+    return sorted((path.name, path.read_text()) for path in Path(folder).iterdir())
+
+
+class Wanderer(Witness):
+    """Moves the tabletop's arm about from where it is, by the draw of its episode."""
 
     cameras, size, execute, sha256 = ("front", "wrist"), 32, 8, "wanderer"
 
     def __init__(self, run=""):
         from lawm_policy.sim.tabletop_env import TabletopEnv
 
-        self.folder, self.robot = run, TabletopEnv(images=False).robot_card()
-
-    def reset(self):
-        self.seen, self.name = hashlib.sha256(), ""
+        super().__init__(run)
+        self.robot = TabletopEnv(images=False).robot_card()
 
     def act(self, observation):
-        for view in (*observation["images"].values(), observation["state"]):
-            self.seen.update(view.tobytes())
-        self.name = self.name or f"{observation['instruction']} {self.seen.hexdigest()}"
-        if self.folder:
-            Path(self.folder, self.name).write_text(self.seen.hexdigest())
+        self.saw(observation)
         steps = np.random.normal(0, 0.1, (8, 6)).cumsum(0)  # noqa: NPY002
         return np.concatenate([observation["state"][:6] + steps, np.zeros((8, 1))], 1)
 

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
+from fake_suite import Witness
 
 from lawm_policy.sim.suites import libero_suite
 
 
-def reach_down(run):
+class _Hand(Witness):
+    cameras, size, execute, sha256, command = ("front", "wrist"), 64, 8, "none", "ee"
+
+    @property
+    def robot(self):
+        return {"embodiment": "panda", "command": self.command}
+
+    def act(self, observation):
+        self.saw(observation)
+        return np.tile(self.choose(observation["state"]), (8, 1))
+
+
+class ReachDown(_Hand):
     """Moves the hand down with a little chance of its own."""
-    return _policy("ee", lambda state: np.r_[np.random.uniform(-0.2, 0.2, 2), -0.5, 0, 0, 0, -1])  # noqa: NPY002
+
+    def choose(self, state):
+        return np.r_[np.random.uniform(-0.2, 0.2, 2), -0.5, 0, 0, 0, -1]  # noqa: NPY002
 
 
-def hold_still(run):
+class HoldStill(_Hand):
     """Joint commands: where the joints are."""
-    return _policy("joint", lambda state: np.r_[state[8:15], -1])
 
+    command = "joint"
 
-def _policy(command, choose):
-    return SimpleNamespace(
-        cameras=("front", "wrist"),
-        size=64,
-        execute=8,
-        robot={"embodiment": "panda", "command": command},
-        sha256="none",
-        reset=lambda: None,
-        act=lambda seen: np.tile(choose(seen["state"]), (8, 1)),
-    )
+    def choose(self, state):
+        return np.r_[state[8:15], -1]
 
 
 def short_suite():

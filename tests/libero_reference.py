@@ -1,6 +1,6 @@
 """LIBERO's own OffScreenRenderEnv, played in a process of its own: what our environment is held against.
 
-python libero_reference.py TASK OUT.npz EPISODES STEPS [COMMANDS.npy]
+python libero_reference.py TASK OUT.npz EPISODES STEPS PRESET [COMMANDS.npy]
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import sys
 
 import numpy as np
 
-SETTLE, CHUNK = 5, 8
+CHUNK = 8
+# As published: no-ops before the policy begins, what the fingers are told in them, pixels.
+PRESETS = {"libero": (5, 0.0, 128), "openvla": (10, -1.0, 256)}
 
 
 def commands(steps):
@@ -18,7 +20,8 @@ def commands(steps):
     return np.array([[*rng.uniform(-1, 1, 6), rng.choice((-1.0, 1.0))] for _ in range(steps)])
 
 
-def main(task, out, episodes, steps, given=None):
+def main(task, out, episodes, steps, preset, given=None):
+    settle, fingers, pixels = PRESETS[preset]
     from lawm_policy.sim.libero_assets import prepare
     from lawm_policy.sim.libero_tasks import libero_task, read_states
 
@@ -27,15 +30,15 @@ def main(task, out, episodes, steps, given=None):
     from robosuite.utils.transform_utils import quat2axisangle  # LeRobot's is the same
 
     facts = libero_task(task)
-    env = OffScreenRenderEnv(bddl_file_name=str(facts.problem), camera_heights=128, camera_widths=128)
+    env = OffScreenRenderEnv(bddl_file_name=str(facts.problem), camera_heights=pixels, camera_widths=pixels)
     stored = read_states(facts.states)
     found = {"states": [], "front": [], "wrist": [], "felt": [], "success": []}
     for episode in range(episodes):
         env.seed(0)
         env.reset()
         env.set_init_state(stored[episode])
-        for _ in range(SETTLE):
-            env.step(np.zeros(7))
+        for _ in range(settle):
+            env.step(np.r_[np.zeros(6), fingers])
         for command in commands(steps) if given is None else np.load(given):
             seen, _, _, _ = env.step(command)
             found["states"].append(env.sim.get_state().flatten())

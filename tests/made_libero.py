@@ -22,6 +22,7 @@ def made_demo(rows=14, still=2, seed=0, size=32):
     shade = (10 * (np.arange(rows) + 1)).astype(np.uint8)
     front = np.broadcast_to(shade[:, None, None, None], (rows, size, size, 3)).copy()
     front[:, : size // 4] //= 2  # the top is darker
+    wrist = np.broadcast_to(250 - shade[:, None, None, None], (rows, size, size, 3))
     return {
         "actions": actions,
         "states": states,
@@ -29,8 +30,8 @@ def made_demo(rows=14, still=2, seed=0, size=32):
         "rewards": np.zeros(rows, np.uint8),
         "dones": np.zeros(rows, np.uint8),
         "obs/agentview_rgb": front,
-        "obs/eye_in_hand_rgb": np.full_like(front, 100),
-        "obs/ee_pos": np.arange(rows)[:, None] + np.zeros((rows, 3)),
+        "obs/eye_in_hand_rgb": wrist,
+        "obs/ee_pos": np.arange(rows)[:, None] + [0, 100, 200],
         "obs/ee_ori": rng.normal(size=(rows, 3)),
         "obs/ee_states": rng.normal(size=(rows, 6)),
         "obs/gripper_states": rng.normal(size=(rows, 2)),

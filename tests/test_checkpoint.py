@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -241,6 +242,31 @@ def test_killed_while_writing_the_last_checkpoint_is_whole(tmp_path: Path) -> No
     step = int(found.folder.name.removeprefix("step-"))
     assert step >= done
     assert torch.equal(found.tensors()["w"], torch.full((100_000,), float(step)))
+
+
+def test_a_checkpoint_takes_its_place_only_when_it_is_whole(tmp_path: Path, monkeypatch: Any) -> None:
+    target, seen = checkpoint.step_folder(tmp_path, 1), []
+    sync = checkpoint._sync
+
+    def synced(path: Path) -> None:
+        if path.suffix:  # a file of it
+            seen.append(target.exists())
+        sync(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_sync", synced)
+        checkpoint.save(target, tensors(), META, "")
+    assert len(seen) >= 3 and not any(seen), "files under their name before they were on the disk"
+    checkpoint.point(tmp_path, "last", 1)
+    checkpoint.save(checkpoint.step_folder(tmp_path, 2), tensors(), META, "")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.point(tmp_path, "last", 2)
+    assert checkpoint.load(tmp_path).folder.name == "step-00000001", "there is a `last` at every moment"
 
 
 # init_from -------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Gate 2 at small size, on real clips of the tabletop: the world model predicts and z is used, beside a twin
+"""At small size, on real clips of the tabletop: the world model predicts and z is used, beside a twin
 that was equally trained without z. `benchmarks/gates.py` asks full runs."""
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ PINNED = {"hf-libero": "0.1.4", "robosuite": "1.4.0", "bddl": "1.0.1", "mujoco":
 ANY_VERSION = "LAWM_LIBERO_ANY_VERSION"
 GIVEN = "LAWM_LIBERO_ASSETS"
 INSTALL = "make libero"
-PIP = f"(without a clone: pip install 'lawm_policy[libero]', then --no-deps hf-libero=={PINNED['hf-libero']})"
+PIP = f"(without a clone: pip install 'WHEEL[libero]', then --no-deps hf-libero=={PINNED['hf-libero']})"
 REPOSITORY = "lerobot/libero-assets"  # a dataset; its root is the assets folder
 CHECKSUMS = "lawm-checksums.json"  # beside the assets, written when all of them have been verified
 STAND_INS = "STAND_INS.txt"

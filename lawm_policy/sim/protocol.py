@@ -108,7 +108,13 @@ class Seat:
 
 @dataclass(frozen=True)
 class Suite:
-    """A family of tasks with one way to build its environment."""
+    """A family of tasks with one way to build its environment, a `gymnasium.Env` that also has
+
+    - `reset(seed=..., options={"task": ...})`; it and `step` say `info["instruction"]` and `info["success"]`,
+    - observations with `images` (camera -> (H, W, 3) uint8, centre square) and `state` (P,),
+    - `robot_card()`: embodiment, command, rate, state_names and action_names, as in a store,
+    - `render_now`, which is set to False while nobody looks: images may then be anything,
+    - for films (`lawm eval --video`) MuJoCo's `data` and a `camera_rig`, as in `tabletop_env.py`."""
 
     name: str
     limits: dict[str, int]  # task -> control steps

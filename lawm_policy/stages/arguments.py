@@ -17,7 +17,8 @@ class PretrainArgs:
     config: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIG")]
     """a recipe: lawm, inverse-kl, variational, debug, or a YAML file"""
     data: tuple[Path, ...]
-    """one or more episode stores; captions are used where there are any, actions never"""
+    """one or more episode stores; captions are used where there are any; commands, where there are any, only
+    to leave out an episode's still beginning and end (--set data.trim_still=false: not even for that)"""
     out: Path
     """the run's folder, made anew"""
     resume: bool = False

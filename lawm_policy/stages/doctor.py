@@ -185,7 +185,10 @@ def _packages() -> Finding:
     mujoco, torch = _version("mujoco"), _version("torch")
     if wrong:
         return Finding(
-            "packages", "broken", "; ".join(wrong), "make setup (without a clone: pip install lawm_policy)"
+            "packages",
+            "broken",
+            "; ".join(wrong),
+            "make setup (without a clone: pip install its wheel again)",
         )
     return Finding("packages", "ok", f"lawm_policy {lawm_policy.__version__}, torch {torch}, mujoco {mujoco}")
 

@@ -99,7 +99,7 @@ class EvaluateArgs:
     resume: bool = False
     """Go on with an unfinished evaluation; plays what is missing and what ended in an error."""
     force: bool = False
-    """Replace an evaluation in --out, but with --resume."""
+    """Replace an evaluation in --out; beside --resume it means nothing."""
     policy_factory: str = "lawm_policy.policies.loading:load_policy"
     """"module:function" that makes a policy from RUN; for policies that are not checkpoints."""
 

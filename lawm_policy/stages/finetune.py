@@ -108,10 +108,10 @@ def finetune(
     normalization = demonstrations.statistics()
     if pretrained is not None and pretrained.kind == "finetuned":  # its controller speaks in its own units
         normalization = Normalization.from_json(pretrained.meta["normalization"])
-    robot = demonstrations.robot
-    if robot is None:  # a store from elsewhere: commands as they are, not offsets from a state
-        names = {"state_names": demonstrations.state_names, "action_names": demonstrations.action_names}
-        robot = {key: list(value) for key, value in names.items()} | {"relative_to": None}
+    # Of a store without a robot card commands are taken as they are, not as offsets from a state.
+    names = {"state_names": demonstrations.state_names, "action_names": demonstrations.action_names}
+    robot = {key: list(value) for key, value in names.items()} | {"relative_to": None}
+    robot |= demonstrations.robot or {}
     if pretrained is not None and "controller" not in fresh:
         check_robot(robot, pretrained, data)
     policy = LatentPolicy(cfg.policy, normalization, robot)

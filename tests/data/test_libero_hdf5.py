@@ -54,11 +54,23 @@ def test_commands_stand_beside_what_was_seen_before_them(tmp_path, capsys):
     )
     # Rows 0 and 1, and the last two, do nothing. Command 2 was given when row 1 had been seen.
     np.testing.assert_allclose(store.actions(0), demo["actions"][2:12], atol=1e-6)
-    np.testing.assert_allclose(store.state(0)[:, 0], np.arange(1, 11))
-    np.testing.assert_allclose(store.state(0)[:, 8:], demo["obs/joint_states"][1:11], atol=1e-6)
+    parts = ("ee_pos", "ee_ori", "gripper_states", "joint_states")
+    felt_TP = np.concatenate([demo[f"obs/{part}"] for part in parts], axis=1)
+    np.testing.assert_allclose(store.state(0), felt_TP[1:11], atol=1e-5)
     np.testing.assert_allclose(shades(store.frames(0, "front")), np.arange(2, 12), atol=0.4)
+    np.testing.assert_allclose(shades(store.frames(0, "wrist")), 25 - np.arange(2, 12), atol=0.4)
     frame = store.frames(0, "front")[5].astype(float)
     assert frame[:4].mean() < 0.7 * frame[-8:].mean(), "upside down as LIBERO has it: not turned"
+
+
+def test_a_hand_that_is_told_in_one_piece_is_the_same_hand(tmp_path):
+    demo = made_demo()
+    for part in ("ee_pos", "ee_ori"):
+        del demo[f"obs/{part}"]
+    write_hdf5(tmp_path / "lift_the_cup_demo.hdf5", [demo, made_demo(seed=1)])
+    assert run_import(tmp_path / "store", tmp_path / "lift_the_cup_demo.hdf5", size=32) == 0
+    state_TP = EpisodeStore.open(tmp_path / "store").state(0)
+    np.testing.assert_allclose(state_TP[:, :6], demo["obs/ee_states"][1:11], atol=1e-6)
 
 
 def test_images_are_turned_and_reduced_where_asked(tmp_path):

@@ -32,10 +32,10 @@ def env():
     made.close()
 
 
-def reference(folder, task, episodes, *given):
+def reference(folder, task, episodes, *given, preset="libero", steps=STEPS):
     """What LIBERO's own environment says, in a process of its own: one GL context a process."""
     script, out = Path(libero_reference.__file__), folder / "played.npz"
-    arguments = [task, str(out), str(episodes), str(STEPS), *map(str, given)]
+    arguments = [task, str(out), str(episodes), str(steps), preset, *map(str, given)]
     subprocess.run([sys.executable, str(script), *arguments], check=True, capture_output=True)
     with np.load(out) as played:
         return dict(played)
@@ -76,6 +76,23 @@ def test_episodes_equal_liberos_own_bit_for_bit(env, tmp_path):
                 np.testing.assert_array_equal(images[step][camera], theirs)
         np.testing.assert_allclose(seen, theirs_all["felt"][rows], atol=1e-6)
     assert not theirs_all["success"].any()
+
+
+@pytest.mark.libero
+@pytest.mark.slow
+def test_another_preset_settles_and_draws_as_its_authors_did(tmp_path):
+    """Ten no-ops with the fingers opened, 256 px, images turned by half a turn."""
+    steps = libero_reference.CHUNK
+    theirs = reference(tmp_path, TASK, 1, preset="openvla", steps=steps)
+    env = LiberoEnv(TASK, protocol="openvla")
+    try:
+        states, images, _ = play(env, 0, libero_reference.commands(steps), look_every=steps)
+    finally:
+        env.close()
+    np.testing.assert_array_equal(states, theirs["states"])
+    for camera in ("front", "wrist"):
+        assert theirs[camera][-1].std() > 10
+        np.testing.assert_array_equal(images[-1][camera], theirs[camera][-1][::-1, ::-1])
 
 
 @pytest.mark.libero

@@ -9,6 +9,7 @@ from lawm_policy.sim.libero_distractors import COUNTS, POOL, choose_distractors,
 from lawm_policy.sim.libero_env import LiberoEnv
 from lawm_policy.sim.libero_paraphrase import paraphrase
 from lawm_policy.sim.libero_perturb import HAND
+from lawm_policy.sim.libero_perturb import LOOKS as MODEL
 from lawm_policy.sim.libero_protocol import AXES, GRADES, TASK_COUNTS, protocol_named, task_names
 from lawm_policy.sim.libero_starts import Starts
 from lawm_policy.sim.libero_states import EXTRA, SHIFTS, _from_line
@@ -38,6 +39,22 @@ def begin(env, number, words=""):
     env.starts = Starts(env.task, env.protocol, env._sim.objects_dict, env._states_NS, env._placer)
     seen, info = env.reset(options={"init_state": number})
     return seen["images"], env.flat_state(), info["instruction"]
+
+
+def looks(env):
+    """All numbers of the model by which it looks as it does."""
+    return np.concatenate([np.ravel(getattr(env.model, name)) for name in MODEL])
+
+
+def start_of(env, number, words=""):
+    begin(env, number, words)
+    return env.starts.find(number).state_S
+
+
+def differently(plain, perturbed, *numbers):
+    """Whether the episodes of these numbers are perturbed differently: what each adds to its plain start."""
+    a, b = (perturbed(number) - plain(number) for number in numbers)
+    return not np.allclose(a, b, atol=1e-4)
 
 
 def differ(a, b):
@@ -106,8 +123,9 @@ def test_looks_change_images_and_no_state(env, axis):
         assert np.array_equal(images["wrist"], plain["wrist"]) == (axis == "camera")
         again, _, _ = begin(env, 1, f"+{axis}:{grade}")
         assert np.array_equal(again["front"], images["front"])
-        another, _, _ = begin(env, 3, f"+{axis}:{grade}")
-        assert differ(another["front"], images["front"]) > 0.5
+        mine = looks(env)
+        begin(env, 3, f"+{axis}:{grade}")
+        assert not np.allclose(looks(env), mine, atol=1e-3), "each episode's own"
     assert distances[0] > 2 and distances[0] < distances[1] < distances[2]
 
 
@@ -141,6 +159,7 @@ def test_the_arm_starts_elsewhere_and_stays_there(env, grade):
     for _ in range(10):
         env.step(np.zeros(7))
     assert np.linalg.norm(env.data.site_xpos[env._arm.site] - hand_3) == pytest.approx(away, abs=0.02)
+    assert differently(lambda n: start_of(env, n), lambda n: start_of(env, n, f"+robot:{grade}"), 4, 7)
 
 
 @libero
@@ -155,6 +174,7 @@ def test_layout_pushes_everything_on_the_table(env, grade):
         way = np.linalg.norm((moved - start)[1 + thing.at : 3 + thing.at])
         assert least - 0.01 < way < most + 0.01
     assert np.array_equal(moved[1 + np.array(env._arm.qpos_at)], start[1 + np.array(env._arm.qpos_at)])
+    assert differently(lambda n: start_of(env, n), lambda n: start_of(env, n, f"+layout:{grade}"), 5, 8)
 
 
 @libero
@@ -201,9 +221,11 @@ def test_distractors_stand_about_and_are_in_nobodys_way(env, crowded):
             assert all(gap > 0.01 for gap in placer.shapes.neighbours(thing, 0.02).values())
         looked.append(differ(images["front"], plain["front"]))
     assert 0.1 < looked[0] < looked[2]
-    first = crowded.starts.find(1).state_S
-    begin(crowded, 3, "+distractors:3")
-    assert not np.array_equal(crowded.starts.find(3).state_S, first)
+    places = [
+        [start_of(crowded, number, "+distractors:3")[1 + t.at : 3 + t.at] for t in placer.things if t.extra]
+        for number in (1, 3)
+    ]
+    assert not np.allclose(*places, atol=0.01), "each episode's own"
 
 
 @libero

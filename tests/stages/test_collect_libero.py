@@ -47,6 +47,19 @@ def test_mistakes_write_nothing(tmp_path, arguments, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_collection_goes_on_under_the_protocol_it_began_with(tmp_path):
+    """Fresh and wide states have the same robot card: a store of both would look like one."""
+
+    def begin(protocol):
+        asked = collect_libero.resolved(ask(tmp_path, protocol=protocol))
+        collect._check_request(tmp_path, asked, {})
+
+    begin("lawm+fresh+lite")
+    begin("lawm+fresh+lite")
+    with pytest.raises(UserError, match=r"protocol.*lawm\+fresh\+lite.*lawm\+wide:3\+lite"):
+        begin("lawm+wide:3+lite")
+
+
 def test_a_scene_that_is_given_up_is_replaced_by_one_that_is_nobody_elses(tmp_path, monkeypatch):
     """Of three episodes the second's first scene defeats the expert and its next is broken; the third has
     four that defeat him, the simulation in the first. No other collection draws those scenes, whatever its

@@ -88,6 +88,10 @@ def test_table_is_plain_and_whole_when_piped(tmp_path, capsys, monkeypatch):
 
 def test_refusals(tmp_path):
     a = evaluation(tmp_path / "a", {"pick": "10"})
+    faster = evaluation(tmp_path / "faster", {"pick": "10"}, execute=4)
+    for sides in ((f"{a},{a}", f"{a},{faster}"), (f"{a},{faster}", f"{a},{a}")):  # also of later seeds
+        with pytest.raises(UserError, match="execute: 8 and 4"):
+            compare.run(CompareArgs(*sides))
     for b, message in [
         (evaluation(tmp_path / "b", {"pick": "10"}, distractors=2), "visuals.distractors: 0 and 2"),
         (evaluation(tmp_path / "c", {"pick": "10"}, execute=4), "execute: 8 and 4"),

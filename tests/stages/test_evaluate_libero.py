@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from fake_suite import witnessed
 
 from lawm_policy import cli
 from lawm_policy.sim import protocol
@@ -17,9 +18,9 @@ from lawm_policy.types import UserError
 pytestmark = pytest.mark.libero
 
 
-def arguments(out, policy="reach_down", **more):
+def arguments(out, policy="ReachDown", **more):
     common = {"suite": "libero_policies:short_suite", "tasks": "2,5", "episodes": 2, "workers": 0}
-    return EvaluateArgs(run="", out=out, policy_factory=f"libero_policies:{policy}", **(common | more))
+    return EvaluateArgs(out=out, policy_factory=f"libero_policies:{policy}", **({"run": ""} | common | more))
 
 
 def episodes(out):
@@ -28,8 +29,11 @@ def episodes(out):
 
 @pytest.mark.slow
 def test_workers_change_nothing_and_the_protocol_is_told(tmp_path):
-    assert evaluate.run(arguments(tmp_path / "here")) == 0
-    assert evaluate.run(arguments(tmp_path / "two", workers=2, video=1)) == 0
+    seen = {name: str(tmp_path / f"seen-{name}") for name in ("here", "two")}
+    assert evaluate.run(arguments(tmp_path / "here", run=seen["here"])) == 0
+    assert evaluate.run(arguments(tmp_path / "two", run=seen["two"], workers=2, video=1)) == 0
+    looks = witnessed(seen["here"])
+    assert looks == witnessed(seen["two"]) and len(looks) == 4, "each from a state of its own"
     here = episodes(tmp_path / "here")
     assert here == episodes(tmp_path / "two") and len(here) == 4
     assert [(r.task, r.init_state) for r in here[:2]] == [("libero_object-2", 0), ("libero_object-2", 1)]
@@ -43,7 +47,7 @@ def test_workers_change_nothing_and_the_protocol_is_told(tmp_path):
 
 @pytest.mark.slow
 def test_a_policy_of_joint_commands_is_played_with_joint_commands(tmp_path):
-    assert evaluate.run(arguments(tmp_path / "e", "hold_still", tasks="2", episodes=1)) == 0
+    assert evaluate.run(arguments(tmp_path / "e", "HoldStill", tasks="2", episodes=1)) == 0
     told = json.loads((tmp_path / "e" / "summary.json").read_text())
     assert told["protocol"]["control"]["command"] == "joint"
     assert len(told["policy"]["robot"]["action_names"]) == 8
@@ -95,7 +99,7 @@ def test_another_mujoco_is_refused_or_played_and_told(tmp_path, monkeypatch, cap
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     out = tmp_path / "e"
     command = ["eval", "x", "--suite", "libero_policies:short_suite", "--tasks", "2", "--episodes", "1"]
-    command += ["--policy-factory", "libero_policies:reach_down", "--workers", "0", "--out", str(out)]
+    command += ["--policy-factory", "libero_policies:ReachDown", "--workers", "0", "--out", str(out)]
     assert cli.main(command) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "found mujoco 3.4.0" in err and not out.exists()

@@ -157,6 +157,18 @@ def test_ways_to_finetune_end_in_a_policy_that_acts(work: Path, more: tuple[str,
     assert policy.sha256 == checkpoint.load(work / out, which="best").sha256
 
 
+def test_a_robot_card_need_not_repeat_the_names_of_states_and_actions(work: Path, tmp_path: Path) -> None:
+    """As in README's example of a store of one's own."""
+    shutil.copytree(work / "demos", tmp_path / "demos")
+    extra = tmp_path / "demos" / "meta" / "lawm.json"
+    told = json.loads(extra.read_text())
+    names = {key: told["robot"].pop(key) for key in ("state_names", "action_names")}
+    extra.write_text(json.dumps(told))
+    assert finetune(tmp_path, "run") == 0
+    robot = lp.load_policy(tmp_path / "run").robot
+    assert robot == told["robot"] | names and robot["relative_to"] == [0, 1, None]
+
+
 def test_a_finetuned_run_can_be_finetuned_again_in_its_own_units(work: Path) -> None:
     assert finetune(work, "first") == 0
     assert finetune(work, "again", "--init", str(work / "first"), "--demos", "1") == 0

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from lawm_policy.data.normalize import Normalization
 from lawm_policy.policies.baku import BakuConfig
 from lawm_policy.policies.latent_policy import LatentPolicy, LatentPolicyConfig
+from lawm_policy.types import Observation
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,11 @@ def resnet18_through_layer2() -> nn.Module:
 
 def policy_of_size(size: int) -> LatentPolicy:
     names = [f"joint_{i}" for i in range(6)] + ["gripper"]
-    robot = {"state_names": names, "action_names": names, "relative_to": [0, 1, 2, 3, 4, 5, None]}
+    relative_to = [0, 1, 2, 3, 4, 5, None]
+    robot = {"state_names": names, "action_names": names, "relative_to": relative_to}
     moments = np.random.default_rng(0).normal(size=(256, 1, 7)).astype(np.float32)
     exists = np.ones((256, 1), bool)
-    normalization = Normalization.fit(moments[:, 0], moments, exists, robot["relative_to"])
+    normalization = Normalization.fit(moments[:, 0], moments, exists, relative_to)
     cfg = LatentPolicyConfig()
     return LatentPolicy(replace(cfg, policy=BakuConfig(size=size)), normalization, robot).eval()
 
@@ -76,7 +79,11 @@ def main(args: Args) -> None:
     generator = np.random.default_rng(0)
     policy, yardstick = policy_of_size(128), resnet18_through_layer2()
     views = {name: generator.integers(0, 255, (128, 128, 3), np.uint8) for name in policy.cameras}
-    observation = {"images": views, "state": np.zeros(7, np.float32), "instruction": "put the red block away"}
+    observation: Observation = {
+        "images": views,
+        "state": np.zeros(7, np.float32),
+        "instruction": "put the red block away",
+    }
     batch = torch.from_numpy(np.stack(list(views.values()))).permute(0, 3, 1, 2)
 
     def see() -> Tensor:
@@ -89,7 +96,7 @@ def main(args: Args) -> None:
         if i >= 10:  # the first ones load kernels
             for name, value in pair.items():
                 times[name].append(value)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"what": name, "median_ms": float(np.median(v)), "interval": interval_of_median(v), "n": len(v)}
         for name, v in times.items()
     ]

@@ -83,10 +83,16 @@ class Campaign(Units, ABC):
                 resume=run.exists(),
             )
         )
-        told = {"held_out_loss": fitted.best_metric, "best_step": fitted.best_step, "steps": fitted.step}
-        told |= {"fit_seconds": round(fitted.seconds, 1), "held_out": held_out(run)}
-        told |= {"start": weights_hash(self.pretraining(arm.start)) if arm.start else None}
-        return Fitted(run, told | {"begun_by": json.loads((run / "versions.json").read_text())["commit"]})
+        told = {
+            "held_out_loss": fitted.best_metric,
+            "best_step": fitted.best_step,
+            "steps": fitted.step,
+            "fit_seconds": round(fitted.seconds, 1),
+            "held_out": held_out(run),
+            "start": weights_hash(self.pretraining(arm.start)) if arm.start else None,
+            "begun_by": json.loads((run / "versions.json").read_text())["commit"],
+        }
+        return Fitted(run, told)
 
     def choose(self, arm: Arm, names: Sequence[str]) -> Overrides:
         """The best trial on validation states, by success; ties go to the earlier."""

@@ -76,7 +76,7 @@ def held_out(stores: list[Path], folder: Path, each: int, **changes: Any) -> lis
     rng, of_N = np.random.default_rng(1), data.episodes()
     drawn = [rng.choice(np.flatnonzero(of_N == episode), each) for episode in np.unique(of_N)]
     clips = np.stack(drawn, 1).flatten()
-    return [data.__getitems__(part) for part in np.array_split(clips, -(-len(clips) // 32))]
+    return [data.__getitems__(part.tolist()) for part in np.array_split(clips, -(-len(clips) // 32))]
 
 
 def mean_frame(clips: list[Clip]) -> torch.Tensor:

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,16 +63,18 @@ def write_result(
     targets: Sequence[Target] = (),
     notes: str = "",
     argv: Sequence[str] | None = None,
+    machine: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes result.json and page.md, prints the page. A missed target is printed as missed, and exits 0.
-    `argv`: the options that make all of it, where this call's make a part."""
+    `argv`: the options that make all of it, where this call's make a part. `machine`: where it was measured,
+    if not here."""
     asked = sys.argv[1:] if argv is None else argv
     command = "python " + shlex.join(["benchmarks/" + Path(sys.argv[0]).name, *asked])
     result = {
         "question": question,
         "command": command,
         "versions": versions(),
-        "hardware": hardware(),
+        "hardware": dict(machine or hardware()),
         "seeds": list(seeds),
         "seconds": round(seconds, 1),
         "notes": notes,

@@ -121,13 +121,13 @@ def table(study: Study) -> None:
             held_out = [100 * rate(f, lambda task: TASKS[task].held_out) for f in there.values()]
             rates = cells.pop("rates")
             told = {"held_out_tasks": float(np.mean(held_out)), "still_falling": still_falling(there)}
-            told |= {"says": arm.says, "rates": rates}
-            rows.append({"arm": arm.name, "n": n} | cells | told)
+            rows.append({"arm": arm.name, "n": n} | cells | told | {"says": arm.says, "rates": rates})
     write_result(
         study.out,
         question="How much do unlabelled videos help, at few labelled demonstrations a task?",
         argv=("--resume", *study.flags),
         seconds=study.spent(),
+        machine=study.machine(),
         seeds=list(range(5)),
         rows=rows,
         targets=_targets(study, rows),
@@ -157,7 +157,12 @@ def _targets(study: Study, rows: list[dict[str, Any]]) -> list[Target]:
     return [
         Target(f"{BEST} - scratch at n = 10, points", ">= 15", gain, interval),
         Target("low end of that interval", "> 0", interval[0] if interval else None),
-        Target("share of the way to supervised, %", ">= 50", share and share.value, share and finite(share)),
+        Target(
+            "share of the way to supervised, %",
+            ">= 50",
+            share.value if share else None,
+            finite(share) if share else None,
+        ),
         Target("scratch at n = 10, low end", ">= 25", scratch),
         Target("scratch at n = 10, high end", "<= 60", scratch),
     ]

@@ -208,6 +208,7 @@ def as_played(
 ) -> list[dict[str, Any]]:
     """What was imported beside what was played."""
     numbers = range(len(played))
+    assert store.robot is not None
     lengths, texts = [e.length for e in store.episodes], [e.text for e in store.episodes]
     rows = [
         row(where, "lengths differ", *differing(lengths, [len(e.action_TA) for e in played])),
@@ -237,13 +238,15 @@ def replayed(env: LiberoEnv, store: EpisodeStore) -> list[bool]:
 
 def write_ours(path: Path, episodes: int, labelled: bool) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    names = {"state_names": ["x", "y", "grip"], "action_names": ["x", "grip"]} if labelled else {}
+    states, actions = (("x", "y", "grip"), ("x", "grip")) if labelled else (None, None)
     truth: dict[str, list[np.ndarray]] = {
         k: [] for k in ("state", "action", "time", "episode", "task", "front", "wrist")
     }
     cameras = {"front": (SIZE, SIZE), "wrist": (SIZE, SIZE)}
     robot = {"embodiment": "our_arm", "relative_to": [0, None]} if labelled else None
-    with StoreWriter(path, fps=FPS, cameras=cameras, robot=robot, **names) as writer:
+    with StoreWriter(
+        path, fps=FPS, cameras=cameras, state_names=states, action_names=actions, robot=robot
+    ) as writer:
         for e in range(episodes):
             length = int(rng.integers(30, 70))
             frames = np.full((length, SIZE, SIZE, 3), 50, np.uint8)
@@ -258,9 +261,9 @@ def write_ours(path: Path, episodes: int, labelled: bool) -> dict[str, np.ndarra
             action = np.stack([steps + 0.5, np.sign(np.sin(steps))], 1).astype(np.float32)
             views = {"front": frames, "wrist": frames[:, ::-1]} if labelled else {"front": frames}
             text = f"our task {e % 3}" if labelled or e else ""
-            labels = {"state": state, "actions": action} if labelled else {}
-            writer.add_episode(views, **labels, text=text, embodiment="our_arm", split="train")
-            values = {
+            labels = (state, action) if labelled else ()
+            writer.add_episode(views, *labels, text=text, embodiment="our_arm", split="train")
+            values: dict[str, np.ndarray] = {
                 "state": state,
                 "action": action,
                 "time": steps / FPS,

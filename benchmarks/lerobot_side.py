@@ -7,6 +7,7 @@ single images in the tables, labelled with half of their true rate.
 """
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -55,7 +56,7 @@ def read(root: str, out: str) -> None:
         arrays["window_frames"] = np.stack([windows[int(i)][cameras[0]].numpy() for i in picked])
         arrays["stats_action_mean"] = np.asarray(plain.meta.stats["action"]["mean"])
         arrays["stats_image_mean"] = np.asarray(plain.meta.stats[cameras[0]]["mean"])
-    np.savez(out, **arrays)
+    np.savez(out, **arrays)  # type: ignore[arg-type]
 
 
 def write(root: str, out: str) -> None:
@@ -97,7 +98,7 @@ def write(root: str, out: str) -> None:
         told["length"].append(length)
         dataset.save_episode()
     dataset.finalize()
-    np.savez(out, **{key: np.array(value) for key, value in told.items()})
+    np.savez(out, **{key: np.array(value) for key, value in told.items()})  # type: ignore[arg-type]
 
 
 def write_libero(root: str, source: str, form: str, fps: str) -> None:
@@ -132,4 +133,5 @@ def write_libero(root: str, source: str, form: str, fps: str) -> None:
 
 
 if __name__ == "__main__":
-    {"read": read, "write": write, "write_libero": write_libero}[sys.argv[1]](*sys.argv[2:])
+    commands: dict[str, Callable[..., None]] = {"read": read, "write": write, "write_libero": write_libero}
+    commands[sys.argv[1]](*sys.argv[2:])

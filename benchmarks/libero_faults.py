@@ -256,7 +256,7 @@ def spoil_download(
         DAMAGE[kind](Path(own["LAWM_CACHE"]) / "libero-assets" / victim, rng)
         return
     hub.stall = victim
-    child = subprocess.Popen(FETCH, env=_without_hub() | own, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(FETCH, env={**_without_hub(), **own}, stderr=subprocess.DEVNULL)
     struck = hub.stalled.wait(60)
     child.send_signal(signal.SIGKILL)
     child.wait()
@@ -269,8 +269,9 @@ FETCH = [sys.executable, "-m", "lawm_policy.sim.libero_assets"]
 
 
 def _fetch(own: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    env = {**_without_hub(), **own}
     return subprocess.run(
-        FETCH, env=_without_hub() | own, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+        FETCH, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
     )
 
 

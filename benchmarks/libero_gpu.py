@@ -317,6 +317,7 @@ def table(study: GpuStudy, speeds: Speeds | None) -> None:
         question="The published setting: four suites, with and without LIBERO-90's videos",
         argv=("--resume", *study.flags),
         seconds=study.spent(),
+        machine=study.machine(),
         seeds=list(range(study.args.seeds)),
         rows=rows,
         targets=targets(whole, study.args, study.ns),
@@ -333,7 +334,7 @@ def targets(whole: dict[tuple[str, int], dict[int, float]], args: Args, ns: tupl
     most, means = f"mean of the four suites, n = {ns[0]}", dict[tuple[str, int], float | None]()
     for cell, found in whole.items():
         means[cell] = float(np.mean(list(found.values()))) if len(found) == args.seeds else None
-    found = [
+    targets = [
         Target(f"{most}, pretrained, %", f">= {PUBLISHED['pretrained']}", means[args.recipe, ns[0]]),
         Target(f"{most}, from scratch, %", f">= {PUBLISHED['scratch']}", means["scratch", ns[0]]),
     ]
@@ -342,13 +343,13 @@ def targets(whole: dict[tuple[str, int], dict[int, float]], args: Args, ns: tupl
         name = f"what pretraining adds at n = {n}, mean of the four suites, points"
         gains = [ours[seed] - base[seed] for seed in ours.keys() & base.keys()]
         if len(gains) < args.seeds:
-            found.append(Target(name, "> 0", None))
+            targets.append(Target(name, "> 0", None))
             continue
         gain = seed_difference(gains)
-        found.append(Target(name, "> 0", gain.value, finite(gain)))
+        targets.append(Target(name, "> 0", gain.value, finite(gain)))
         if len(gains) >= FEWEST:
-            found.append(Target(f"{name}: low end of the interval", "> 0", gain.low))
-    return found
+            targets.append(Target(f"{name}: low end of the interval", "> 0", gain.low))
+    return targets
 
 
 def main(args: Args) -> None:

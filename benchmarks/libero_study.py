@@ -189,8 +189,8 @@ def pool_units(study: LiberoStudy) -> Iterator[Unit]:
         made_by = partial(made, study.pool, part)
         yield Unit(f"data/pool/{part.name}", collecting(part), made_by, leaves=mark, readers=readers)
     minutes = JOIN * sum(number_of_tasks(part.tasks) * part.episodes for part in parts)
-    made_by, readers = partial(made, study.pool_store), ("pretrain/supervised/*",)
-    yield Unit("stores/pool", minutes, made_by, leaves=study.mark("pool"), readers=readers)
+    made_by = partial(made, study.pool_store)
+    yield Unit("stores/pool", minutes, made_by, leaves=study.mark("pool"), readers=("pretrain/supervised/*",))
 
 
 def slices(study: LiberoStudy, args: Args, start: str) -> Iterator[Unit]:
@@ -276,6 +276,7 @@ def table(study: LiberoStudy, args: Args) -> None:
         question="How much do label-free LIBERO videos help, at few demonstrations a task?",
         argv=("--resume", *study.flags),
         seconds=study.spent(),
+        machine=study.machine(),
         seeds=list(range(SEEDS)),
         rows=rows + fifties,
         targets=targets(study, args, chosen, rows, fifties),
@@ -387,10 +388,10 @@ def fifty_rows(study: LiberoStudy, args: Args) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for suite in study.sizes.suites:
         group: list[dict[str, Any]] = []
-        found: Cells = {}
+        found: dict[str, dict[int, Any]] = {}
         for arm in (a for a in arms(args.recipe) if a.name in (args.recipe, *FIFTY)):
-            row = {"suite": suite, "n": study.sizes.fifty[0], "start": "stored", "arm": arm.name}
-            row |= {"says": arm.says}
+            row: dict[str, Any] = {"suite": suite, "n": study.sizes.fifty[0], "start": "stored"}
+            row |= {"arm": arm.name, "says": arm.says}
             done = study.result(f"fifty/{suite}/{arm.name}")
             found[arm.name] = {} if done is None else {0: done}
             if done is not None:
@@ -434,9 +435,9 @@ def targets(
             Target(f"{case}, wide: scratch, high end", f"<= {high:.0f}", scratch.get("mean")),
         ]
     n = study.sizes.fifty[0]
-    for suite, goal in FIFTY_GOALS.items():
-        row = next((r for r in fifties if (r["suite"], r["arm"]) == (suite, args.recipe)), {})
-        name = f"{suite}, {n} demonstrations, stored states: {args.recipe}, success %"
+    for judged_on, goal in FIFTY_GOALS.items():
+        row = next((r for r in fifties if (r["suite"], r["arm"]) == (judged_on, args.recipe)), {})
+        name = f"{judged_on}, {n} demonstrations, stored states: {args.recipe}, success %"
         found.append(Target(name, goal, row.get("mean"), row.get("interval")))
     return found
 

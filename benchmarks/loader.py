@@ -157,7 +157,7 @@ class RandomAccess:
         found = []
         for _ in range(n):
             episode = self._store.episodes[rng.integers(len(self._store.episodes))]
-            first = rng.integers(episode.length - int((LENGTH - 1) * FPS / HZ)) / FPS
+            first = float(rng.integers(episode.length - int((LENGTH - 1) * FPS / HZ)) / FPS)
             for camera in VIEWS:
                 path, start = self._store.video_file(episode.index, camera)
                 found.append((path, start + first))
@@ -183,11 +183,13 @@ class RandomAccess:
 
     def _read(self, container: av.container.InputContainer, start: float, length: int = LENGTH) -> None:
         stream = container.streams.video[0]
+        assert stream.time_base is not None
         base = float(stream.time_base)
         container.seek(int(start / base), stream=stream, backward=True)
         wanted = [start + k / HZ - 0.5 / FPS for k in range(length)]
-        images = []
+        images: list[np.ndarray] = []
         for frame in container.decode(stream):
+            assert frame.pts is not None
             if frame.pts * base >= wanted[len(images)]:
                 images.append(frame.to_ndarray(format="rgb24"))
                 if len(images) == length:

@@ -69,7 +69,7 @@ def measure(cell: Cell, steps: int) -> dict[str, Any]:
     )
     seconds = seconds_a_step(recipe, batch, train)
     frames = batch.frames_BTVCHW[:, :, :, 0, 0, 0].numel()
-    low, high = interval_of_median(frames / seconds)
+    low, high = interval_of_median(list(frames / seconds))
     return {
         "recipe": cell.recipe,
         "size": cell.size,

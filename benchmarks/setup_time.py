@@ -48,7 +48,8 @@ def main(args: Args) -> None:
             line for line in (ROOT / "tools/setup.sh").read_text().splitlines() if "torch_version=" in line
         )
         subprocess.run([clone / ".venv/bin/python", "-m", "venv", yardstick], check=True)
-        pip = [yardstick / "bin/pip", "install", "--quiet", f"torch=={torch.partition('=')[2]}"]
+        pip: list[str | Path] = [yardstick / "bin/pip", "install", "--quiet"]
+        pip.append(f"torch=={torch.partition('=')[2]}")
         alone = timed(pip, clone, environment)
         megabytes_alone = weigh(yardstick)
     known = ", torch from a local wheel" if local_wheels() else ""

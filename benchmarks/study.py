@@ -104,7 +104,8 @@ class Study(Campaign):
         for name in ("arm", "hand"):
             source = work / f"videos-{name}"
             arguments = ImportArgs("videos", (source,), stores[name], fps="10", size=64, workers=CORES)
-            self.once(f"import-{name}", lambda a=arguments: import_videos(replace(a, resume=a.out.exists())))
+            imported = partial(import_videos, replace(arguments, resume=arguments.out.exists()))
+            self.once(f"import-{name}", imported)
         return stores
 
     def _collect(
@@ -135,8 +136,8 @@ class Study(Campaign):
         stores = self.data()
         resume = out.exists()
         if name == "supervised":
-            cfg = load_config("default", FinetuneConfig, self.sizes.supervised, stage="finetune")
-            to_its_end(finetune(cfg, stores["pool"], out, resume=resume))
+            supervised = load_config("default", FinetuneConfig, self.sizes.supervised, stage="finetune")
+            to_its_end(finetune(supervised, stores["pool"], out, resume=resume))
             return
         recipe, _, control = name.partition("+")
         overrides = self.sizes.pretrain + dict(self.sizes.recipes).get(recipe, ())

@@ -95,20 +95,27 @@ class Units:
         record = {"unit": unit, "seconds": round(time.time() - started, 1), "versions": made_by, **found}
         write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
+    def done(self) -> list[dict[str, Any]]:
+        """The records of all units that have been finished."""
+        return [json.loads(path.read_text()) for path in sorted((self.out / "units").glob("*.json"))]
+
     def made_by(self) -> str:
-        """Of all units that are done: by which commits they were begun and ended, and on what."""
-        units = [json.loads(path.read_text()) for path in sorted((self.out / "units").glob("*.json"))]
+        """By which commits they were begun and ended."""
+        units = self.done()
         commits = {unit["versions"]["commit"] for unit in units if "versions" in unit}
         commits |= {unit["begun_by"] for unit in units if "begun_by" in unit}
         shown = sorted(commit[:9] + "+" * commit.endswith("+") for commit in commits)
-        machines = {unit["versions"]["hardware"]["cpu"] for unit in units if "versions" in unit}
         early = " (+: before it was committed)" if any("+" in commit for commit in shown) else ""
-        return f"Units by commits {', '.join(shown)}{early}, on {', '.join(sorted(machines))}."
+        return f"Units by commits {', '.join(shown)}{early}."
+
+    def machine(self) -> dict[str, Any] | None:
+        """What they ran on: a table may be made elsewhere."""
+        found = [unit["versions"]["hardware"] for unit in self.done() if "versions" in unit]
+        return found[-1] | {"cpu": " and ".join(sorted({m["cpu"] for m in found}))} if found else None
 
     def spent(self) -> float:
         """Seconds of all units that are done; of one that was resumed, of its last part."""
-        units = [json.loads(path.read_text()) for path in sorted((self.out / "units").glob("*.json"))]
-        return sum(max(unit["seconds"], unit.get("fit_seconds", 0.0)) for unit in units)
+        return sum(max(unit["seconds"], unit.get("fit_seconds", 0.0)) for unit in self.done())
 
     def mark(self, what: str) -> Path:
         """The file that says that it has been made."""

@@ -38,7 +38,9 @@ def squared_error(painted: Tensor, clip: Clip, moving: bool = True) -> tuple[Ten
 
 
 def shuffle_within(embodiment_B: Tensor, generator: torch.Generator) -> Tensor:
-    """A permutation that gives each clip another clip of the same body (itself only if it is alone)."""
+    """A permutation that gives each clip another clip of the same body (itself only if it is alone). On the
+    CPU, wherever the clips are: an index may be."""
+    embodiment_B = embodiment_B.cpu()
     order_B = torch.arange(len(embodiment_B))
     for body in embodiment_B.unique():
         rows = (embodiment_B == body).nonzero()[:, 0]

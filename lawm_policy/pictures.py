@@ -34,12 +34,13 @@ def film_strip(recipe: Recipe, clip: Clip, path: Path, clips: int = 4) -> None:
 def _draw(blocks: list[list[Tensor]], clip: Clip, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    views = int(clip.view_mask_BV[: len(blocks)].any(0).sum())
+    there = clip.view_mask_BV[: len(blocks)].any(0).nonzero()[:, 0].tolist()
+    views = len(there)
     side, steps = clip.frames_BTVCHW.shape[-1], clip.frames_BTVCHW.shape[1]
     figure = Figure(figsize=(1.1 * views * steps, 3.7 * len(blocks)), layout="constrained")
     axes = figure.subplots(len(blocks), 1, squeeze=False)[:, 0]
     for i, (axis, films) in enumerate(zip(axes, blocks, strict=True)):
-        rows = [np.concatenate([_row(film[:, v]) for v in range(views)], axis=1) for film in films]
+        rows = [np.concatenate([_row(film[:, v]) for v in there], axis=1) for film in films]
         axis.imshow(np.concatenate(rows), interpolation="nearest")
         axis.set_yticks([side * (row + 0.5) for row in range(len(films))], ROWS[: len(films)])
         axis.set_xticks(

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lawm_policy.latent_actions.bottlenecks import KLBottleneck
+from lawm_policy.latent_actions.bottlenecks import BottleneckConfig, KLBottleneck
 from lawm_policy.latent_actions.inverse import InverseConfig, InverseEncoder
 from lawm_policy.layers import check_size
 from lawm_policy.policies.baku import Baku, BakuConfig
@@ -55,6 +55,12 @@ class RecipeConfig:
             raise UserError(
                 "expected world_share=1 with source 'policy', which clones nothing, found "
                 f"{self.world_share}: change it"
+            )
+        beta = self.inverse.bottleneck.beta
+        if self.source == "variational" and beta != BottleneckConfig().beta:
+            raise UserError(
+                "expected no inverse.bottleneck.beta with source 'variational', which pulls its posterior to "
+                f"its prior, found {beta}: change posterior_kl"
             )
         if self.source != "policy" and not self.policy.density:
             raise UserError(

@@ -93,3 +93,13 @@ def test_what_does_not_fit_together_names_both(key: str, text: str, said: str) -
 def test_sizes_that_fit_pass(value: str) -> None:
     config = load_config("debug", PretrainConfig, [("recipe.policy.size", value)], stage="pretrain")
     assert config.recipe.policy.size == int(value)
+
+
+def test_what_would_mean_nothing_is_refused() -> None:
+    """A key that is written into the record and changes nothing misleads."""
+    told = [("recipe.source", "variational"), ("recipe.inverse.bottleneck.beta", "0.1")]
+    with pytest.raises(UserError, match=r"expected no inverse\.bottleneck\.beta with source 'variational'"):
+        load_config("debug", PretrainConfig, told, stage="pretrain")
+    told = [("world.steps", "5"), ("recipe.world_share", "0.5")]
+    with pytest.raises(UserError, match=r"expected recipe\.world_share=1 with world\.steps"):
+        load_config("debug", PretrainConfig, told, stage="pretrain")

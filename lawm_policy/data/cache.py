@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -225,8 +226,13 @@ def _make_room(root: Path, need: int, keep: set[str]) -> None:
             f"expected the cache limit to hold {need / 1e9:.2f} GB of decoded frames, found "
             f"{limit / 1e9:.2f} GB: raise LAWM_CACHE_GB or choose a smaller image size"
         )
+    with _lock(root, "room", shared=False):  # one at a time: both would remove the same
+        _remove_oldest(root, need, limit, keep)
+
+
+def _remove_oldest(root: Path, need: int, limit: int, keep: set[str]) -> None:
     entries = sorted((p for p in root.iterdir() if p.is_dir() and p.name != "locks"), key=_last_use)
-    sizes = {p: sum(f.stat().st_size for f in p.glob("*")) for p in entries}
+    sizes = {p: _size(p) for p in entries}
     disk_free = shutil.disk_usage(root).free - RESERVE_BYTES
     removable = [p for p in entries if p.name.partition(".part-")[0] not in keep]
     if need > disk_free + sum(sizes[p] for p in removable):
@@ -241,7 +247,7 @@ def _make_room(root: Path, need: int, keep: set[str]) -> None:
         name = path.name.partition(".part-")[0]
         with _lock(root, name, shared=False, wait=False) as obtained:
             if obtained:  # else somebody is building or opening it
-                shutil.rmtree(path)  # whoever has it mapped keeps reading it
+                shutil.rmtree(path, ignore_errors=not path.exists())  # whoever has it mapped keeps reading it
                 used -= sizes[path]
                 disk_free += sizes[path]
     if need > disk_free:
@@ -249,4 +255,14 @@ def _make_room(root: Path, need: int, keep: set[str]) -> None:
 
 
 def _last_use(path: Path) -> float:
-    return path.stat().st_mtime
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # its builder has just given it its name
+        return time.time()
+
+
+def _size(path: Path) -> int:
+    try:
+        return sum(f.stat().st_size for f in path.glob("*"))
+    except FileNotFoundError:
+        return 0

@@ -107,19 +107,19 @@ class StoreWriter:
                 self.recovery = None
                 layout.write_json(self.path / layout.EXTRA, {"robot": robot})
                 layout.write_json(self.path / layout.INFO, info)
+            self._total = len(existing)
+            self._groups: Counter[str] = Counter(
+                group_name(e["lawm/embodiment"], e["lawm/task"]) for e in existing
+            )
+            self.sources = {e["lawm/source"] for e in existing}
+            self.shape = EpisodeShape(self.fps, self.cameras, self.state_names, self.action_names)
+            self._staged = 0
+            self.session = self.path / layout.STAGED / uuid.uuid4().hex[:12]
+            self.session.mkdir(parents=True)
+            self._journal = (self.path / layout.JOURNAL).open("a", encoding="utf-8")
         except BaseException:
             self._lock.release()
             raise
-        self._total = len(existing)
-        self._groups: Counter[str] = Counter(
-            group_name(e["lawm/embodiment"], e["lawm/task"]) for e in existing
-        )
-        self.sources = {e["lawm/source"] for e in existing}
-        self.shape = EpisodeShape(self.fps, self.cameras, self.state_names, self.action_names)
-        self._staged = 0
-        self.session = self.path / layout.STAGED / uuid.uuid4().hex[:12]
-        self.session.mkdir(parents=True)
-        self._journal = (self.path / layout.JOURNAL).open("a", encoding="utf-8")
 
     def _require_same_shape(self, info: dict[str, Any], robot: dict[str, Any] | None) -> list[dict[str, Any]]:
         found = read_record(self.path / layout.INFO, "use a new --out folder")
@@ -224,8 +224,10 @@ class StoreWriter:
     def close(self) -> None:
         """Joins the committed episodes into the final files and leaves a plain v3 folder."""
         self._journal.close()
-        finish(self.path)
-        self._lock.release()
+        try:
+            finish(self.path)
+        finally:
+            self._lock.release()
 
     def __len__(self) -> int:
         return self._total

@@ -21,8 +21,15 @@ class Film:
         self._rig: Any = None
 
     def watch(self, step: int) -> None:
+        if step % self.every == 0:
+            self._take()
+
+    def end(self, step: int) -> None:
+        """The last frame is how it ended."""
         if step % self.every:
-            return
+            self._take()
+
+    def _take(self) -> None:
         if self._rig is None:  # now, not earlier: a reset may build a new model
             self._rig = self.env.camera_rig(self.pixels)
         views = [np.array(self._rig.render(self.env.data, camera)) for camera in self.cameras]

@@ -78,13 +78,15 @@ def run_jobs(
     kinds = [kind(job) if kind else None for job in jobs]
     if workers == 0:
         desk = Desk(setup, arguments)
-        for index in sorted(range(len(jobs)), key=lambda index: kinds.index(kinds[index])):
-            said, value = desk.tell(("job", jobs[index]))
-            while said == "question":
-                [told] = _answers(answer, [value])
-                said, value = desk.tell(told)
-            yield Outcome(index, **{said: value})
-        desk.close()
+        try:
+            for index in sorted(range(len(jobs)), key=lambda index: kinds.index(kinds[index])):
+                said, value = desk.tell(("job", jobs[index]))
+                while said == "question":
+                    [told] = _answers(answer, [value])
+                    said, value = desk.tell(told)
+                yield Outcome(index, **{said: value})
+        finally:
+            desk.close()
         return
     with _crew(workers) as crew:
         pool = _Pool(crew, setup, arguments, jobs, kinds, job_seconds, setup_seconds, answer)
@@ -137,10 +139,10 @@ class _Pool:
         self.left = len(jobs)
         self.spares = 0
         self.workers: list[Worker] = []
-        for _ in range(crew.size(len(jobs))):
-            self._hire()
 
     def run(self) -> Iterator[Outcome]:
+        for _ in range(self.crew.size(len(self.jobs))):
+            self._hire()
         while self.left:
             soonest = min((w.deadline for w in self.workers if w.busy), default=time.monotonic() + 1)
             speaking = self.crew.speaking(self.workers, max(0.0, soonest - time.monotonic()))

@@ -302,7 +302,7 @@ def prepare_demo(args: CollectArgs, shape: EpisodeShape) -> Callable[[Slot], Don
         steps = stage(folder, shape, episode.frames, facts, episode.state_TP, episode.action_TA)
         return Done(steps, failures)
 
-    return _noticing(work)
+    return _noticing(work, perform)
 
 
 def prepare_video(args: CollectArgs, out: Path) -> Callable[[Slot], Done]:
@@ -324,10 +324,10 @@ def prepare_video(args: CollectArgs, out: Path) -> Callable[[Slot], Done]:
             part.replace(target)
         return Done(len(episode.action_TA), failures)
 
-    return _noticing(work)
+    return _noticing(work, perform)
 
 
-def _noticing(work: Callable[[Slot], Done]) -> Callable[[Slot], Done]:
+def _noticing(work: Callable[[Slot], Done], perform: Any) -> Callable[[Slot], Done]:
     """A full disk is no error of one episode: all that follow would meet it."""
 
     def noticed(slot: Slot) -> Done:
@@ -338,11 +338,13 @@ def _noticing(work: Callable[[Slot], Done]) -> Callable[[Slot], Done]:
                 raise
             return Done(0, 0, full=True)
 
-    return noticed
+    taken: Any = noticed
+    taken.close = perform.close
+    return taken
 
 
-def _performer(args: CollectArgs) -> Callable[[Slot], Played]:
-    """Plays slots, with one environment for each embodiment."""
+def _performer(args: CollectArgs) -> Any:
+    """Plays slots, with one environment for each embodiment; `close` closes them."""
     if args.suite != TABLETOP:
         return collect_libero.performer(args, ATTEMPTS)
     envs: dict[str, TabletopEnv] = {}
@@ -365,7 +367,13 @@ def _performer(args: CollectArgs) -> Callable[[Slot], Played]:
                 return Played(episode, attempt, attempt)
         return Played(None, ATTEMPTS)
 
-    return perform
+    def close() -> None:
+        for env in envs.values():
+            env.close()
+
+    taken: Any = perform
+    taken.close = close
+    return taken
 
 
 def _draw(name: str) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections import OrderedDict
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -87,8 +86,8 @@ def card(args: CollectArgs) -> dict[str, Any]:
     return panda_card("ee", tuple(rules.cameras), rules.flip, rules.visuals)
 
 
-def performer(args: CollectArgs, attempts: int) -> Callable[[Slot], Played]:
-    """Plays slots."""
+def performer(args: CollectArgs, attempts: int) -> Any:
+    """Plays slots; `close` closes what is open."""
     from lawm_policy.sim.libero_experts import rollout
     from lawm_policy.sim.libero_premise import BrokenPremise, Diverged
 
@@ -116,4 +115,10 @@ def performer(args: CollectArgs, attempts: int) -> Callable[[Slot], Played]:
                     failures += 1
         return Played(None, failures)
 
-    return perform
+    def close() -> None:
+        for env in envs.values():
+            env.close()
+
+    taken: Any = perform
+    taken.close = close
+    return taken

@@ -113,7 +113,10 @@ def compare(side_a: Sequence[Path], side_b: Sequence[Path], *, across: bool = Fa
             task: {**_numbers([p for p in shared if p[0].task == task]), "held_out": task in held_out}
             for task in tasks
         },
-        "left_out": {key: sum(seed[key] for seed in seeds) for key in ("errors", "only_in_a", "only_in_b")},
+        "left_out": {
+            key: sum(seed[key] for seed in seeds)
+            for key in ("errors", "no_episode", "only_in_a", "only_in_b")
+        },
     }
     if len(per_seed) > 1:
         result["over_seeds"] = stats.seed_difference(result["seeds"]).to_json()
@@ -160,6 +163,7 @@ def show(found: dict[str, Any]) -> None:
         say(
             f"left out: {out['errors']} pairs with an error, {out['only_in_a']} episodes only in A, "
             f"{out['only_in_b']} only in B"
+            + (f", {out['no_episode']} pairs whose start is no episode" if out["no_episode"] else "")
         )
 
 
@@ -169,7 +173,8 @@ def _pair(a: Path, b: Path) -> dict[str, Any]:
     ended = [pair for pair in shared if all(r.error is None for r in pair)]
     return {
         "pairs": ended,
-        "errors": len(shared) - len(ended),
+        "no_episode": sum(any(r.no_episode for r in pair) for pair in shared),
+        "errors": sum(any(r.error and not r.no_episode for r in pair) for pair in shared),
         "only_in_a": len(ours.keys() - theirs.keys()),
         "only_in_b": len(theirs.keys() - ours.keys()),
     }

@@ -106,6 +106,11 @@ class EvaluateArgs:
 
 def run(args: EvaluateArgs) -> int:
     """Plays what is missing of the grid. 1 when an episode ended in an error, which is never a failure."""
+    with _threads_kept():
+        return _run(args)
+
+
+def _run(args: EvaluateArgs) -> int:
     _check(args)
     suite = suite_named(args.suite)
     tasks = list(suite.choose(args.tasks))
@@ -154,7 +159,7 @@ def run(args: EvaluateArgs) -> int:
             "video": str(args.out / VIDEO) if args.video or args.failures else None,
         }
         jobs = [(cell, cell.init_state < first + args.video) for cell in missing]
-        with _threads_kept(), progress("eval", len(cells), unit="episodes", done=len(done)) as bar:
+        with progress("eval", len(cells), unit="episodes", done=len(done)) as bar:
             for outcome in _outcomes(args, arguments, jobs, suite, batcher):
                 cell = missing[outcome.index]
                 played = outcome.result or {"success": None, "steps": 0, "seconds": 0.0, "instruction": ""}
@@ -232,7 +237,7 @@ def _film_failures(
     wanted, there = protocol.telling_failures(done), args.out / VIDEO
     wanted = [r for r in wanted if not (there / film_name(r.episode)).exists()][: args.failures]
     jobs = [(record.episode, True) for record in wanted]
-    with _threads_kept(), progress("film", len(jobs), unit="failures") as bar:
+    with progress("film", len(jobs), unit="failures") as bar:
         for outcome in _outcomes(args, arguments, jobs, suite, batcher):
             record, again = wanted[outcome.index], outcome.result or {}
             if (again.get("success"), again.get("steps")) != (record.success, record.steps):
@@ -269,7 +274,7 @@ def show(numbers: dict[str, Any], out: Path) -> None:
 
 @contextmanager
 def _threads_kept() -> Iterator[None]:
-    """Playing in this process (--workers 0) takes one thread; whoever called goes on with theirs."""
+    """Playing in this process (--workers 0, --batch) takes one thread; whoever called goes on with theirs."""
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 0
     try:

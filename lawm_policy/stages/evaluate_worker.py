@@ -54,8 +54,9 @@ def begin(
         if film and video is not None:
             from lawm_policy.sim.film import Film
 
-            every = max(1, int(env.robot_card()["rate"]) // FILM_HZ)
-            camera = Film(env, player.cameras, FILM_PIXELS, every=every, hz=FILM_HZ)
+            rate = int(env.robot_card()["rate"])
+            every = max(1, rate // FILM_HZ)
+            camera = Film(env, player.cameras, FILM_PIXELS, every=every, hz=round(rate / every))
         game = playing(
             env,
             player,
@@ -69,6 +70,7 @@ def begin(
         try:
             success, steps, instruction = yield from smoothed(game, seat.ensemble.fresh()) if seat else game
             if camera and video is not None:
+                camera.end(steps)
                 camera.write(Path(video) / film_name(episode))
         finally:
             if camera:

@@ -329,7 +329,7 @@ def _converted(todo: list[Source], writer: StoreWriter, plan: Plan, workers: int
         while True:
             while len(running) < 2 * workers + 2 and (new := next(coming, None)) is not None:
                 folder = writer.staging_folder()
-                running.append((new, folder, pool.submit(plan.stage, folder, new, plan.shape)))
+                running.append((new, folder, _submit(pool, plan, folder, new)))
             if not running:
                 return
             episode, folder, future = running.popleft()
@@ -344,6 +344,17 @@ def _converted(todo: list[Source], writer: StoreWriter, plan: Plan, workers: int
             yield episode, folder, length, problem
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _submit(
+    pool: ProcessPoolExecutor, plan: Plan, folder: Path, episode: Source
+) -> Future[tuple[int, str | None]]:
+    try:
+        return pool.submit(plan.stage, folder, episode, plan.shape)
+    except BrokenProcessPool as error:  # by one that is waited for: this one is tried again with it
+        broken: Future[tuple[int, str | None]] = Future()
+        broken.set_exception(error)
+        return broken
 
 
 def _alone(suspects: list[tuple[Source, Path]], plan: Plan) -> Iterator[Converted]:

@@ -50,6 +50,11 @@ class PretrainConfig:
                 f"expected world.steps=0 with source '{self.recipe.source}', found {self.world.steps}: "
                 "only a policy that clones latents can wait for them"
             )
+        if self.world.steps and self.recipe.world_share < 1:
+            raise UserError(
+                f"expected recipe.world_share=1 with world.steps, found {self.recipe.world_share}: the world "
+                "model, which is learnt first, sees all clips; change world.batch_size"
+            )
 
 
 DERIVED = {  # keys of the data -> what they follow from

@@ -45,6 +45,8 @@ def _marks(evaluations: Sequence[Evaluation]) -> str:
 def _mark(record: Record | None) -> str:
     if record is None:
         return "<i></i>"
+    if record.no_episode:
+        return f'<i title="state {record.init_state}: no episode, its premise does not hold"></i>'
     kind = "error" if record.success is None else "yes" if record.success else "no"
     ended = {"error": "error", "yes": "success", "no": "failure"}[kind]
     told = f"state {record.init_state}: {ended} after {record.steps} steps"

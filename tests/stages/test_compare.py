@@ -59,6 +59,16 @@ def test_errors_and_missing_episodes_are_left_out_and_counted(tmp_path, capsys):
     assert "Undecided" in printed.out and "chosen beforehand" in printed.out
 
 
+def test_a_start_that_is_no_episode_is_no_error(tmp_path, capsys):
+    a = evaluation(tmp_path / "a", {"pick": "1010"})
+    lines = (a / "episodes.jsonl").read_text().splitlines()
+    told = json.loads(lines[0]) | {"success": None, "error": "BrokenPremise: the bowl fell over"}
+    (a / "episodes.jsonl").write_text("\n".join([json.dumps(told), *lines[1:]]) + "\n")
+    compare.run(CompareArgs(str(a), str(a)))
+    said = capsys.readouterr().err
+    assert "left out: 0 pairs with an error" in said and "1 pairs whose start is no episode" in said
+
+
 def test_several_seeds(tmp_path, capsys):
     for seed, (a, b) in enumerate([("1000", "1110"), ("0000", "1100"), ("1100", "1111")]):
         evaluation(tmp_path / "a" / str(seed), {"pick": a * 5})

@@ -389,7 +389,8 @@ def test_tabletop_films_and_workers_change_nothing(tmp_path):
     with av.open(str(films[0])) as film:
         stream = film.streams.video[0]
         assert (stream.codec_context.name, stream.width, stream.height) == ("h264", 256, 128)
-        assert stream.frames == 1 + next(r for r in a if r.task == "open_drawer").steps // 2
+        steps = next(r for r in a if r.task == "open_drawer").steps
+        assert stream.frames == 1 + steps // 2 + steps % 2, "also how it ended"
     assert not (tmp_path / "a" / "video").exists()
     evaluate.run(arguments(tmp_path / "a", "Wanderer", "", workers=1, failures=3, resume=True, **common))
     again = {f.name: f.read_bytes() for f in (tmp_path / "a" / "video").iterdir()}

@@ -15,7 +15,7 @@ from lawm_policy.cli import main
 from lawm_policy.data.layout import WORK
 from lawm_policy.data.store import EpisodeStore
 from lawm_policy.data.store_repair import read_journal
-from lawm_policy.data.store_writer import EpisodeShape
+from lawm_policy.data.store_writer import EpisodeShape, StoreWriter
 from lawm_policy.data.video_import import SourceEpisode, find_videos, stage_videos
 
 STEADY = np.arange(40) / 30
@@ -222,15 +222,22 @@ def test_a_store_with_a_damaged_description_is_not_resumed(
 def test_a_decoder_that_crashes_costs_its_own_video_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that dies (as on hostile input) is found out, and the others are imported."""
+    """A worker that dies (as on hostile input) is found out, and the others are imported: those that wait,
+    and those that would have been given to it next."""
     from lawm_policy.stages import importing
 
-    for name in "abcd":
+    def slowly(writer: StoreWriter, folder: Path) -> int:
+        time.sleep(1.0)  # meanwhile b brings its worker down
+        return commit(writer, folder)
+
+    commit = StoreWriter.commit
+    monkeypatch.setattr(StoreWriter, "commit", slowly)
+    for name in "abcdefgh":
         make_video(tmp_path / "in" / "arm" / f"{name}.mp4", STEADY[:10])
     monkeypatch.setattr(importing, "stage_videos", die_on_b)
     assert run_import(tmp_path / "in", tmp_path / "out", "--workers", "2") == 0
     store = EpisodeStore.open(tmp_path / "out")
-    assert [e.source for e in store.episodes] == ["arm/a.mp4", "arm/c.mp4", "arm/d.mp4"]
+    assert [e.source for e in store.episodes] == [f"arm/{name}.mp4" for name in "acdefgh"]
     report = json.loads((tmp_path / "out" / "import_report.json").read_text())
     assert report["failed"] == [{"file": "arm/b.mp4", "reason": "its decoder crashed"}]
 

@@ -285,7 +285,6 @@ def test_closing_can_be_cut_off_anywhere(
     monkeypatch.setattr(store_repair, step, cut)
     with pytest.raises(Killed):
         writer.close()
-    writer._lock.release()
     monkeypatch.undo()
     check(EpisodeStore.open(tmp_path / "s"), 3)
 

@@ -69,9 +69,7 @@ class TrainConfig:
     clip_norm: float = 1.0  # 0: no clipping
     ema: float = 0.0  # decay of the weights' average; 0: off
     precision: Literal["auto", "no", "bf16"] = "no"  # auto: bf16 where the hardware computes in it
-    accumulate: int = (
-        1  # parts a batch is cut into to save memory: the same but for noise and norms drawn by part
-    )
+    accumulate: int = 1  # parts a batch is cut into to save memory; noise is drawn for each part
     log_every: int = 10
     eval_every: int = 0  # 0: only at the end
     save_every: int = 200

@@ -247,7 +247,8 @@ def _remove_oldest(root: Path, need: int, limit: int, keep: set[str]) -> None:
         name = path.name.partition(".part-")[0]
         with _lock(root, name, shared=False, wait=False) as obtained:
             if obtained:  # else somebody is building or opening it
-                shutil.rmtree(path, ignore_errors=not path.exists())  # whoever has it mapped keeps reading it
+                with contextlib.suppress(FileNotFoundError):  # its builder has just given it its name
+                    shutil.rmtree(path)  # whoever has it mapped keeps reading it
                 used -= sizes[path]
                 disk_free += sizes[path]
     if need > disk_free:
@@ -257,7 +258,7 @@ def _remove_oldest(root: Path, need: int, limit: int, keep: set[str]) -> None:
 def _last_use(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:  # its builder has just given it its name
+    except FileNotFoundError:  # renamed, as below
         return time.time()
 
 

@@ -106,17 +106,17 @@ class EvaluateArgs:
 
 def run(args: EvaluateArgs) -> int:
     """Plays what is missing of the grid. 1 when an episode ended in an error, which is never a failure."""
-    with _threads_kept():
-        return _run(args)
-
-
-def _run(args: EvaluateArgs) -> int:
     _check(args)
     suite = suite_named(args.suite)
     tasks = list(suite.choose(args.tasks))
     first = protocol.first_state(suite, args.split, args.episodes, args.seed_base)
-    cells = protocol.grid(tasks, args.episodes, first, args.seed)
     actor: Actor = load_function(args.policy_factory)(args.run)
+    with _threads_kept():
+        return _play(args, suite, tasks, first, actor)
+
+
+def _play(args: EvaluateArgs, suite: protocol.Suite, tasks: list[str], first: int, actor: Actor) -> int:
+    cells = protocol.grid(tasks, args.episodes, first, args.seed)
     execute = args.execute or actor.execute
     most = getattr(actor, "commands", execute)  # of a chunk, where the policy says
     if not 1 <= execute <= most:

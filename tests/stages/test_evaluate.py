@@ -112,6 +112,17 @@ def test_what_a_policy_says_is_smoothed_where_it_is_executed(ensemble):
     assert end.value.value == here and np.array_equal(env.place, place)
 
 
+@pytest.mark.parametrize("more", [{"workers": 0}, {"workers": 1, "batch": 2}])
+def test_who_evaluates_in_python_keeps_their_threads(tmp_path, more):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert evaluate.run(arguments(tmp_path / "e", "Crowd", "", episodes=1, **more)) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_fault_of_the_one_policy_is_an_error_of_who_asked(tmp_path):
     out = tmp_path / "e"
     assert evaluate.run(arguments(out, "Crowd", "raise", batch=2, workers=2, tasks="near,other")) == 1

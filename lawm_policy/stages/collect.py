@@ -33,7 +33,7 @@ from lawm_policy.sim.tabletop_scene import CAMERAS
 from lawm_policy.sim.tabletop_tasks import TASKS, select_tasks
 from lawm_policy.sim.workers import Outcome, check_workers, cuda_in_use, run_jobs
 from lawm_policy.stages import collect_libero
-from lawm_policy.stages.collect_args import ONLY, CollectArgs, Played, Slot
+from lawm_policy.stages.collect_args import ONLY, CollectArgs, Played, Slot, closing
 from lawm_policy.types import NO_ROOM, UserError
 
 PLAY = "play"
@@ -367,13 +367,7 @@ def _performer(args: CollectArgs) -> Any:
                 return Played(episode, attempt, attempt)
         return Played(None, ATTEMPTS)
 
-    def close() -> None:
-        for env in envs.values():
-            env.close()
-
-    taken: Any = perform
-    taken.close = close
-    return taken
+    return closing(perform, envs)
 
 
 def _draw(name: str) -> float:

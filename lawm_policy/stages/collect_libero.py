@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lawm_policy.sim.libero_protocol import LiberoProtocol, choose, protocol_named
 from lawm_policy.sim.libero_robot import CONTROL_HZ, panda_card
 from lawm_policy.sim.protocol import SPLITS
-from lawm_policy.stages.collect_args import CollectArgs, Played, Slot
+from lawm_policy.stages.collect_args import CollectArgs, Played, Slot, closing
 from lawm_policy.types import UserError
 
 if TYPE_CHECKING:
@@ -115,10 +115,4 @@ def performer(args: CollectArgs, attempts: int) -> Any:
                     failures += 1
         return Played(None, failures)
 
-    def close() -> None:
-        for env in envs.values():
-            env.close()
-
-    taken: Any = perform
-    taken.close = close
-    return taken
+    return closing(perform, envs)

@@ -19,7 +19,7 @@ import re
 import shutil
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,6 @@ class Checkpoint:
     folder: Path
     meta: dict[str, Any]
     sha256: str  # of the manifest, hence of every file
-    _verify: bool = field(default=True, repr=False)
 
     @property
     def kind(self) -> str:
@@ -66,11 +65,10 @@ class Checkpoint:
             tensors = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise _bad(f"safetensors in {path}", f"something else ({error})") from None
-        if self._verify:
-            for key, tensor in tensors.items():
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    found = f"NaN or infinity in {key}"
-                    raise _bad(f"finite numbers in {path}", found, "use an earlier checkpoint")
+        for key, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                found = f"NaN or infinity in {key}"
+                raise _bad(f"finite numbers in {path}", found, "use an earlier checkpoint")
         return tensors
 
 
@@ -110,9 +108,7 @@ def save(
     return hashlib.sha256(manifest.encode()).hexdigest()
 
 
-def load(
-    folder_or_run: str | Path, kind: str | None = None, *, which: str = "last", verify: bool = True
-) -> Checkpoint:
+def load(folder_or_run: str | Path, kind: str | None = None, *, which: str = "last") -> Checkpoint:
     """The checkpoint at a folder, or the `last` or `best` one of a run, after checking every file.
 
     `kind` is what the caller can use ("pretrained", "finetuned"); another kind is refused.
@@ -139,13 +135,13 @@ def load(
         entry = entry if isinstance(entry, dict) else {}
         if size != entry.get("bytes"):
             raise _bad(f"{entry.get('bytes')} bytes in {path}", str(size))
-        if verify and sha256_of(path) != entry.get("sha256"):
+        if sha256_of(path) != entry.get("sha256"):
             raise _bad(f"{path} as written", "changed bytes (SHA-256)")
     meta = _read_json(folder / "meta.json")
     found = meta.get("kind", "")
     if kind is not None and found != kind:
         raise _bad(f"a {kind} checkpoint", f"a {found or 'nameless'} one in {folder}", "give another run")
-    return Checkpoint(folder, meta, sha256_of(folder / MANIFEST), verify)
+    return Checkpoint(folder, meta, sha256_of(folder / MANIFEST))
 
 
 def resolve(folder_or_run: str | Path, which: str = "last") -> Path:

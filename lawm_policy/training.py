@@ -126,7 +126,6 @@ def fit(
     param_groups: Sequence[ParamGroup] | None = None,
     extra_state: Mapping[str, Stateful] | None = None,
     metadata: Mapping[str, Any] | None = None,
-    card: str = "",
     resume: bool = False,
 ) -> FitResult:
     """Trains `model` and leaves checkpoints and logs in `out`.
@@ -141,7 +140,7 @@ def fit(
     resume       go on from `out/checkpoints/last` if there is one.
     """
     keep_freed_memory()
-    loop = _Loop(model, cfg, Path(out), step_fn, param_groups, extra_state or {}, metadata or {}, card)
+    loop = _Loop(model, cfg, Path(out), step_fn, param_groups, extra_state or {}, metadata or {})
     return loop.run(batches, share, validate, on_validate, resume)
 
 
@@ -164,10 +163,9 @@ class _Loop:
         groups: Sequence[ParamGroup] | None,
         extra: Mapping[str, Stateful],
         metadata: Mapping[str, Any],
-        card: str,
     ) -> None:
         self.cfg, self.out, self.model = cfg, out, model
-        self.extra, self.metadata, self.card = extra, metadata, card
+        self.extra, self.metadata = extra, metadata
         self.step_fn: StepFn = step_fn or (lambda m, batch: m(batch))
         # Parts of a model that a recipe does not use get no gradient, which several processes must expect.
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
@@ -369,9 +367,7 @@ class _Loop:
             }
             meta = {**self.metadata, "training": training}
             folder = checkpoint.step_folder(self.out, at.step)
-            checkpoint.save(
-                folder, {k: v for k, v in groups.items() if v}, meta, self.card or model_card(meta)
-            )
+            checkpoint.save(folder, {k: v for k, v in groups.items() if v}, meta, model_card(meta))
             checkpoint.point(self.out, "last", at.step)
             if at.best_step == at.step:
                 checkpoint.point(self.out, "best", at.step)

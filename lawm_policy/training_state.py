@@ -35,7 +35,6 @@ class ParamGroup:
     name: str
     params: Sequence[nn.Parameter]
     lr_multiplier: float = 1.0
-    weight_decay: float | None = None  # None: the configuration's
 
 
 def keep_freed_memory() -> None:
@@ -73,10 +72,9 @@ def make_optimizer(groups: Sequence[ParamGroup], lr: float, weight_decay: float)
     """AdamW; vectors (biases, norms) are not decayed."""
     made: list[dict[str, Any]] = []
     for group in groups:
-        decay = weight_decay if group.weight_decay is None else group.weight_decay
         params = [p for p in group.params if p.requires_grad]
         matrices, vectors = [p for p in params if p.ndim >= 2], [p for p in params if p.ndim < 2]
-        for part, amount in ((matrices, decay), (vectors, 0.0)):
+        for part, amount in ((matrices, weight_decay), (vectors, 0.0)):
             if part:
                 named = {"name": group.name, "lr_multiplier": group.lr_multiplier}
                 made.append({"params": part, "weight_decay": amount, "lr": lr, **named})

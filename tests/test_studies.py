@@ -10,10 +10,12 @@ from pathlib import Path
 import campaign
 import harness
 import label_efficiency
+import libero_arms
 import libero_experts
 import libero_gpu
 import libero_robustness
 import libero_study
+import libero_table
 import libero_units
 import pytest
 import torch
@@ -56,25 +58,25 @@ def write(study, unit, successes, **more):
 
 def pilot(study):
     for suite in FULL.suites:
-        for n in libero_study.PILOT_NS:
+        for n in libero_arms.PILOT_NS:
             if (won := PILOT.get((suite, n))) is not None:
                 write(study, f"pilot/{suite}/n{n}", {"t": "1" * won + "0" * (100 - won)})
 
 
 def test_the_pilot_chooses_where_scratch_is_neither_lost_nor_perfect(study):
-    args = libero_study.Args()
-    assert libero_study.judged(study, args) is None
+    args = libero_arms.Args()
+    assert libero_arms.judged(study, args) is None
     pilot(study)
-    assert libero_study.judged(study, args) == {"libero_goal": 5, "libero_object": 1}
-    assert libero_study.judged(study, replace(args, judge="libero_spatial:3")) == {"libero_spatial": 3}
+    assert libero_arms.judged(study, args) == {"libero_goal": 5, "libero_object": 1}
+    assert libero_arms.judged(study, replace(args, judge="libero_spatial:3")) == {"libero_spatial": 3}
     for words in ("libero_gaol:3", "libero_goal", "libero_goal:0", "libero_goal:11"):
         with pytest.raises(UserError, match="expected --judge as"):
-            libero_study.asked_for(words)
+            libero_arms.asked_for(words)
 
 
 def test_every_unit_is_short_and_known_beforehand(study):
     """The plan before the pilot is as long as the one after it, but for what the pilot need not try."""
-    args = libero_study.Args(plan=True)
+    args = libero_arms.Args(plan=True)
     before = list(libero_study.units(study, args))
     pilot(study)
     after = list(libero_study.units(study, args))
@@ -87,7 +89,7 @@ def test_every_unit_is_short_and_known_beforehand(study):
     assert sum(name.startswith("tune/libero_goal/n5/") for name in names) == 9, "three trials an arm"
     others = {u.name for u in libero_study.units(study, replace(args, judge="libero_goal:3"))}
     assert not others & {name for name in names if name.startswith("tune/")}, "of another n: chosen anew"
-    seeds = {arm.name: arm.seeds for arm in libero_study.arms("inverse-kl")}
+    seeds = {arm.name: arm.seeds for arm in libero_arms.arms("inverse-kl")}
     assert [seeds[name] for name in ("scratch", "inverse-kl", "supervised")] == [5] * 3
     assert [seeds[name] for name in ("blind", "no-language")] == [3] * 2
 
@@ -99,7 +101,7 @@ def test_a_blind_policy_that_is_nearly_as_good_proves_that_nothing_is_shown(stud
             marks = {"t": "1" * won + "0" * (10 - won) + "-"}
             beside = {"fresh": {"t": "1" * 10}, "stored": marks}
             write(study, f"libero_goal/n5/{arm}/{seed}", marks, beside=beside, libero="1.0")
-    rows = libero_study.cell_rows(study, libero_study.Args(), "libero_goal", "wide", {"libero_goal": 5})
+    rows = libero_table.cell_rows(study, libero_arms.Args(), "libero_goal", "wide", {"libero_goal": 5})
     told = {row["arm"]: row for row in rows}
     assert told["scratch"]["mean"] == 50 and told["scratch"]["verdict"].startswith(
         "proves nothing: blind 10.0"
@@ -119,7 +121,7 @@ def test_what_sees_is_compared_with_blind_over_shared_seeds_and_without_the_head
 
     def verdict(**found):
         found = {name.replace("_", "-"): there for name, there in found.items()}
-        return libero_study.with_verdict(rows, found, "inverse-kl")[0]["verdict"]
+        return libero_table.with_verdict(rows, found, "inverse-kl")[0]["verdict"]
 
     assert verdict(scratch=at(6), blind=at(1)) == "blind 50.0 points below the best"
     assert verdict(scratch=at(6)) == "open: blind not run beside it"
@@ -154,7 +156,7 @@ def test_units_that_were_played_with_other_settings_share_no_row(study):
     for seed, rate in enumerate(("1e-3", "1e-3", "5e-4")):
         write(study, f"libero_goal/n5/scratch/{seed}", {"t": "1"}, libero="1.0", settings={"train.lr": rate})
     with pytest.raises(SystemExit, match=r"libero_goal/n5/scratch: units of several settings"):
-        libero_study.cells(study, libero_study.Args(), "libero_goal", 5, "wide")
+        libero_table.cells(study, libero_arms.Args(), "libero_goal", 5, "wide")
 
 
 def test_a_verdict_waits_for_all_seeds_and_names_pretrainings(study):
@@ -167,11 +169,11 @@ def test_a_verdict_waits_for_all_seeds_and_names_pretrainings(study):
             start = f"weights-{seed // 4}" if arm == "inverse-kl" else None
             beside = dict.fromkeys(("fresh", "stored"), marks)
             write(study, f"libero_goal/n5/{arm}/{seed}", marks, beside=beside, libero="1.0", start=start)
-    cases, args = {"libero_goal": 5}, libero_study.Args()
+    cases, args = {"libero_goal": 5}, libero_arms.Args()
 
     def found():
-        rows = libero_study.cell_rows(study, args, "libero_goal", "wide", cases)
-        return rows, libero_study.targets(study, args, cases, rows, [])
+        rows = libero_table.cell_rows(study, args, "libero_goal", "wide", cases)
+        return rows, libero_table.targets(study, args, cases, rows, [])
 
     rows, targets = found()
     assert {row["arm"]: row.get("pretrainings") for row in rows}["inverse-kl"] == 2
@@ -190,7 +192,7 @@ def test_what_pretraining_adds_is_counted_in_pairs():
 
 
 def test_the_plan_says_what_every_unit_leaves_and_who_reads_it(study):
-    args = libero_study.Args(judge="libero_goal:1")
+    args = libero_arms.Args(judge="libero_goal:1")
     every = list(libero_study.units(study, args))
     names = [unit.name for unit in every]
     assert len(names) == len(set(names))
@@ -240,7 +242,7 @@ def test_the_table_learns_from_demonstrations_that_tuning_never_saw(study, monke
         LiberoStudy, "_play", lambda *words: played.append((words[3], words[5])) or {"t": "1"}
     )
     monkeypatch.setattr(libero_units, "made_with", lambda folder: "mujoco 3")
-    scratch = libero_study.arms("inverse-kl")[0]
+    scratch = libero_arms.arms("inverse-kl")[0]
     cells = [study.cell(scratch, "libero_goal", 10, 0, split, ()) for split in ("val", "test")]
     assert learnt == ["demos", "draws"]
     assert played == [("wide", "val"), *((start, "test") for start in ("wide", "fresh", "stored"))]
@@ -255,7 +257,7 @@ def test_the_table_learns_from_demonstrations_that_tuning_never_saw(study, monke
 
 
 def test_settings_are_chosen_on_validation_states_and_by_all_trials(study):
-    arm = libero_study.arms("inverse-kl")[0]
+    arm = libero_arms.arms("inverse-kl")[0]
     names = [f"tune/s/scratch/{k}" for k in range(3)]
     for name, marks in zip(names[:2], ("0110-", "0111-"), strict=True):
         write(study, name, {"t": marks})

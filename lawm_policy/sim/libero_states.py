@@ -76,7 +76,7 @@ class Placer:
 
     # ------------------------------------------------------------------ what people ask for
 
-    def fresh(self, seed: int, factor: float = 1.0, extras: int = 0) -> Start:
+    def fresh(self, seed: int, factor: float = 1.0) -> Start:
         """A state drawn from the regions, enlarged by `factor`."""
 
         def propose(thing: Thing, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +85,7 @@ class Placer:
             return thing.centre_2 + self._drift(thing) + wide * thing.half_2 * rng.uniform(-1, 1, 2), quat
 
         self._gap = TOUCH if factor == 1.0 else CLEAR
-        return self._draw(seed, 1, None, propose, extras)
+        return self._draw(seed, 1, None, propose, 0)
 
     def shifted(self, start: Start, seed: int, grade: int) -> Start:
         """The same state with everything on the table pushed and turned."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -17,29 +18,45 @@ from lawm_policy.sim.libero_render import FilmRig
 from lawm_policy.sim.libero_robot import panda_card
 from lawm_policy.types import UserError
 
+KEPT = 2  # compiled tasks a process holds, 90 MB each
+
+
+class Tasks:
+    """A process's compiled tasks: made when first asked for, up to `kept` of them."""
+
+    def __init__(self, make: Callable[[str], LiberoEnv], kept: int = KEPT):
+        self._make, self._kept = make, kept
+        self.made: OrderedDict[str, LiberoEnv] = OrderedDict()  # the one that was used last at the end
+
+    def __getitem__(self, name: str) -> LiberoEnv:
+        if name not in self.made:
+            if len(self.made) >= self._kept:
+                self.made.popitem(last=False)[1].close()
+                gc.collect()  # robosuite's objects refer to each other in circles
+            self.made[name] = self._make(name)
+        self.made.move_to_end(name)
+        return self.made[name]
+
 
 class LiberoSuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
-    """All tasks of a suite behind one reset, for the evaluator: `options={"task": ...}` chooses.
-
-    The compiled models stay, up to `kept` of them (90 MB each).
-    """
+    """All tasks of a suite behind one reset, for the evaluator: `options={"task": ...}` chooses."""
 
     def __init__(
         self,
         suite: str,
         protocol: LiberoProtocol | str = "lawm",
-        kept: int = 2,
+        kept: int = KEPT,
         distractors: int = 0,
         **settings: Any,
     ):
         if distractors:
             raise UserError(f"expected no distractors in suite {suite}, found {distractors}: leave them out")
-        self.suite, self._kept, self._settings = suite, kept, settings
+        self.suite, self._settings = suite, settings
         self.protocol = protocol_named(protocol) if isinstance(protocol, str) else protocol
         prepare()
         shown = shown_and_taken(self.protocol, **settings)
         self._cameras, _, self.action_space, self.observation_space = shown
-        self._made: OrderedDict[str, LiberoEnv] = OrderedDict()
+        self._tasks = Tasks(lambda name: LiberoEnv(name, protocol=self.protocol, **settings), kept)
         self._task_now = task_names(suite)[0]
         self.render_now = True
 
@@ -48,10 +65,10 @@ class LiberoSuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
         task = (options or {}).get("task", self._task_now)
-        self._task(task)
+        env = self._tasks[task]  # refused before anything changes
         self._task_now = task
-        self._now.render_now = self.render_now
-        return self._now.reset(seed=seed, options=options)
+        env.render_now = self.render_now
+        return env.reset(seed=seed, options=options)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         self._now.render_now = self.render_now
@@ -61,7 +78,7 @@ class LiberoSuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         return self._now.render()
 
     def close(self) -> None:
-        for env in self._made.values():
+        for env in self._tasks.made.values():
             env.close()
 
     @property
@@ -77,14 +94,4 @@ class LiberoSuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     @property
     def _now(self) -> LiberoEnv:
-        return self._task(self._task_now)
-
-    def _task(self, name: str) -> LiberoEnv:
-        """Compiled when it is first needed: a worker's first task is seldom the suite's."""
-        if name not in self._made:
-            if len(self._made) >= self._kept:
-                self._made.popitem(last=False)[1].close()
-                gc.collect()  # robosuite's objects refer to each other in circles, 90 MB a task
-            self._made[name] = LiberoEnv(name, protocol=self.protocol, **self._settings)
-        self._made.move_to_end(name)
-        return self._made[name]
+        return self._tasks[self._task_now]

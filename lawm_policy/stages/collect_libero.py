@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +19,6 @@ EMBODIMENT = "panda"
 SIZES = (64, 128, 256)
 SCENES = 4  # of an episode: where the expert gives one up, or nobody could do the task, another is tried
 ELSEWHERE = 10**9  # the others' seeds are this far away: in no other collection, and no evaluation
-KEPT = 2  # compiled tasks a worker holds, 90 MB each
 
 
 def resolved(args: CollectArgs) -> CollectArgs:
@@ -90,21 +87,13 @@ def performer(args: CollectArgs, attempts: int) -> Any:
     """Plays slots; `close` closes what is open."""
     from lawm_policy.sim.libero_experts import rollout
     from lawm_policy.sim.libero_premise import BrokenPremise, Diverged
+    from lawm_policy.sim.libero_suite import Tasks
 
-    envs: OrderedDict[str, LiberoEnv] = OrderedDict()
+    tasks = Tasks(lambda task: open_env(args, task))
     stride = CONTROL_HZ // args.fps
 
-    def env_of(task: str) -> LiberoEnv:
-        if task not in envs:
-            if len(envs) >= KEPT:
-                envs.popitem(last=False)[1].close()
-                gc.collect()
-            envs[task] = open_env(args, task)
-        envs.move_to_end(task)
-        return envs[task]
-
     def perform(slot: Slot) -> Played:
-        env, failures = env_of(slot.task), 0
+        env, failures = tasks[slot.task], 0
         for scene in range(slot.seed, slot.seed + SCENES * ELSEWHERE, ELSEWHERE):
             with suppress(BrokenPremise):  # nobody could do the task from there
                 for attempt in range(attempts):
@@ -115,4 +104,4 @@ def performer(args: CollectArgs, attempts: int) -> Any:
                     failures += 1
         return Played(None, failures)
 
-    return closing(perform, envs)
+    return closing(perform, tasks.made)

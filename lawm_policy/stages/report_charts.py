@@ -55,9 +55,7 @@ def curve_chart(series: Sequence[Series], title: str, x_name: str = "step", widt
     return _svg(parts, width, height, f"{title}. {told}.")
 
 
-def interval_chart(
-    series: Sequence[Series], title: str, x_name: str, width: int, height: int = 300, y_unit: str = "%"
-) -> str:
+def interval_chart(series: Sequence[Series], title: str, x_name: str, width: int, height: int = 300) -> str:
     """Means with intervals over a few amounts (evenly spaced), dodged so that intervals stay apart."""
     left, right, top, bottom = 44, 14, 12, 44
     amounts = sorted({x for s in series for x, _ in s.points})
@@ -76,7 +74,7 @@ def interval_chart(
     def down(y: float) -> float:
         return top + (height - top - bottom) * (1 - (y - low) / ((high - low) or 1))
 
-    parts = _grid_y([(down(y), f"{_short(y)}{y_unit}") for y in ticks], left, width - right)
+    parts = _grid_y([(down(y), f"{_short(y)}%") for y in ticks], left, width - right)
     parts += [_text(left + cell * (i + 0.5), height - 24, _short(x)) for i, x in enumerate(amounts)]
     parts.append(_text((left + width - right) / 2, height - 6, x_name))
     for index, s in enumerate(series):
@@ -91,10 +89,10 @@ def interval_chart(
                 f'M{x - 4:.1f} {down(a):.1f}h8M{x - 4:.1f} {down(b):.1f}h8"/>'
             )
         for (x, y), (amount, value) in zip(places, s.points, strict=True):
-            hint = f"{s.name}, {x_name} {_short(amount)}: {value:.1f}{y_unit}"
+            hint = f"{s.name}, {x_name} {_short(amount)}: {value:.1f}%"
             parts.append(_mark(s.colour, x, y, hint))
     told = "; ".join(
-        f"{s.name}: " + ", ".join(f"{y:.0f}{y_unit} at {_short(x)}" for x, y in s.points) for s in series
+        f"{s.name}: " + ", ".join(f"{y:.0f}% at {_short(x)}" for x, y in s.points) for s in series
     )
     return _svg(parts, width, height, f"{title}. {told}.")
 

@@ -94,8 +94,8 @@ def paragraphs(text: str, kind: str = "") -> str:
     return "\n".join(f"<p{attribute}>{esc(part.strip())}</p>" for part in text.split("\n\n") if part.strip())
 
 
-def percent(value: float | None, digits: int = 0) -> str:
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}%"
+def percent(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.0f}%"
 
 
 def points(value: float) -> str:

@@ -371,11 +371,11 @@ def test_a_suite_is_one_environment_and_keeps_few_models():
     suite = LiberoSuiteEnv("libero_object", kept=1, size=64, protocol="lawm+lite")
     try:
         card = suite.robot_card()
-        assert not suite._made  # nothing is compiled before a task is asked for
+        assert not suite._tasks.made  # nothing is compiled before a task is asked for
         for task in ("libero_object-0", "libero_object-1", "libero_object-0"):
             _, info = suite.reset(options={"task": task, "init_state": 0})
-            assert info["task"] == task and list(suite._made) == [task]
-        made = suite._made[task]
+            assert info["task"] == task and list(suite._tasks.made) == [task]
+        made = suite._tasks.made[task]
         assert card == made.robot_card() and suite.action_space == made.action_space
         assert suite.observation_space == made.observation_space
         assert "alphabet soup" in info["instruction"]

@@ -300,14 +300,19 @@ def wrongly_imported(
     bad = {e[0]: e[1:] for e in found if e[0].startswith("bad")}
     before = {f"bad{e[0][1:]}": e[1:] for e in good if e[0].startswith("a_")}
     if kind in DAMAGE:
-        lost = [name for name in before if name not in bad and name not in reasons]
+        lost = [name for name in before if name not in bad and _place(name) not in reasons]
         named = kind == "missing" or "bad_demo.hdf5" in reasons
         return None if named or not lost else f"{', '.join(lost)} is neither there nor named"
     hostile = "bad_demo.hdf5:demo_1"
     if list(reasons) != [hostile] or said not in reasons[hostile]:
         return f"expected {hostile}: {said}, found {reasons}"
-    left = {name: facts for name, facts in before.items() if name != hostile}
+    left = {name: facts for name, facts in before.items() if _place(name) != hostile}
     return None if bad == left else "the healthy demonstrations beside the hostile one are not there"
+
+
+def _place(source: str) -> str:
+    """File and demonstration, without the hash of what is in it."""
+    return source.rpartition(":")[0]
 
 
 def judged(

@@ -226,8 +226,8 @@ def test_a_fault_that_leaves_no_flag_did_not_strike(tmp_path, monkeypatch):
     assert "did not strike" in bench.strike("nan", once=True)(RNG, tmp_path)
 
 
-GOOD = [(f"{file}_demo.hdf5:demo_{k}", 10 + k) for file in "ab" for k in range(3)]
-BAD = [(f"bad_demo.hdf5:demo_{k}", 10 + k) for k in range(3)]
+GOOD = [(f"{file}_demo.hdf5:demo_{k}:c0ffee0{k}", 10 + k) for file in "ab" for k in range(3)]
+BAD = [(f"bad_demo.hdf5:demo_{k}:c0ffee0{k}", 10 + k) for k in range(3)]
 HOSTILE = "bad_demo.hdf5:demo_1"
 
 
@@ -253,3 +253,14 @@ def test_what_lies_beside_a_bad_demonstration_is_imported(bad, reasons, kind, ri
     wrong = wrongly_imported(sorted([*GOOD, *bad]), GOOD, reasons, kind, said)
     assert (wrong is None) == right, wrong
     assert wrongly_imported(sorted([*GOOD[1:], *bad]), GOOD, reasons, kind, said)
+
+
+def test_an_import_of_hostile_demonstrations_passes_its_own_check(tmp_path):
+    material = LiberoMaterial(tmp_path / "material")
+    for file, first in (("a", 0), ("b", 3)):
+        libero_faults.write_hdf5(
+            material.places["hdf5"] / f"{file}_demo.hdf5", libero_faults.made_demos(first)
+        )
+    (tmp_path / "trial").mkdir()
+    bench = LiberoBench(material, tmp_path, libero_faults.STAGES)
+    assert bench.import_bad("soft link")(RNG, tmp_path / "trial") is None

@@ -35,6 +35,7 @@ from lawm_policy import cli
 from lawm_policy.console import progress
 from lawm_policy.sim.crews import one_line
 from lawm_policy.stats import wilson
+from lawm_policy.types import UserError
 
 CLOCK = ("second", "time", "host")  # keys of what clocks say
 DRAWS = 5  # of a fault that may come too late, until it strikes
@@ -240,6 +241,10 @@ def run_trials(
     journal = Journal(args.out, code, resume=args.resume)
     done = {(line["campaign"], line["trial"]) for line in journal.lines}
     asked = [(name, i, t) for name, trials in plan.items() if args.only in name for i, t in enumerate(trials)]
+    if not asked:
+        raise UserError(
+            f"expected --only in a campaign's name ({', '.join(plan)}), found {args.only!r}: correct it"
+        )
     todo = [(name, index, trial) for name, index, trial in asked if (name, index) not in done]
     with progress("faults", len(asked), unit="trials", done=len(asked) - len(todo)) as bar:
         for name, index, trial in todo:

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import torch
 
 from lawm_policy.runs import versions, write_text
+from lawm_policy.types import UserError
 
 STOPPED = 143  # the exit status of what was told to stop
 
@@ -180,6 +181,8 @@ def work_through(
     """Prints the plan, or runs what is missing of it; False where no table is to be made. `units` is asked
     again after each (side by side: after all): what was found may have decided on more, or on fewer."""
     planned, left = _wanted(study, args, units)
+    if not planned:
+        raise UserError(f"expected --only to match units that --plan lists, found {args.only!r}: correct it")
     if args.plan:
         for unit in planned:
             print(f"{'done' if unit not in left else f'{unit.minutes:4.0f}'}  {unit.name}")
@@ -188,7 +191,10 @@ def work_through(
     if args.table:
         return True
     if len(left) < len(planned) and not args.resume:
-        raise SystemExit(f"{study.out} holds finished units: give --resume to keep them, or another --out")
+        raise UserError(
+            f"expected no finished units in {study.out}, found {len(planned) - len(left)}: "
+            "give --resume to keep them, or another --out"
+        )
     torch.set_num_threads(1)
     ran: set[str] = set()
     failed: list[Unit] = []

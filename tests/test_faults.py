@@ -76,6 +76,11 @@ def test_what_was_not_run_is_open_and_what_was_is_kept(tmp_path):
         run(tmp_path, longer, code="other", resume=True)
 
 
+def test_a_campaign_that_nobody_knows_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"expected --only in a campaign's name \(kill, full\), found 'ful1'"):
+        run(tmp_path, {"kill": [survives], "full": [survives]}, only="ful1")
+
+
 def test_what_other_code_left_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "")
     monkeypatch.setenv("LAWM_CACHE", "")

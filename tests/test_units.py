@@ -10,6 +10,8 @@ import pytest
 import units
 from units import STOPPED, StudyArgs, Unit, Units, work_through
 
+from lawm_policy.types import UserError
+
 
 @dataclass(frozen=True)
 class Pieces(Units):
@@ -82,6 +84,16 @@ def test_a_unit_that_is_told_to_stop_stops_all(study, args):
     with pytest.raises(SystemExit) as stopped:
         work_through(study, args, lambda: made, ("data",))
     assert stopped.value.code == STOPPED and study.result("data/b") is None
+
+
+def test_what_is_done_is_kept_and_what_matches_nothing_is_refused(study, args):
+    made = [Unit("data/a", 1, dict)]
+    with pytest.raises(UserError, match="expected --only to match units that --plan lists, found 'dat/a'"):
+        work_through(study, replace(args, only="dat/a"), lambda: made, ())
+    assert work_through(study, args, lambda: made, ())
+    with pytest.raises(UserError, match=r"expected no finished units in .*, found 1: give --resume"):
+        work_through(study, args, lambda: made, ())
+    assert work_through(study, replace(args, resume=True), lambda: made, ())
 
 
 def test_what_is_lost_is_made_again_where_somebody_will_miss_it(study, args):

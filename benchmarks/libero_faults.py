@@ -295,6 +295,7 @@ def wrongly_imported(
 ) -> str | None:
     """`good`: what the good files alone give; the bad one was made of the first one's demonstrations. `said`:
     of the hostile one among them."""
+    reasons = {_place(source): reason for source, reason in reasons.items()}
     if [e for e in found if not e[0].startswith("bad")] != good:
         return "what was not damaged is not there as it was"
     bad = {e[0]: e[1:] for e in found if e[0].startswith("bad")}
@@ -311,8 +312,8 @@ def wrongly_imported(
 
 
 def _place(source: str) -> str:
-    """File and demonstration, without the hash of what is in it."""
-    return source.rpartition(":")[0]
+    """File and demonstration, without the hash of its commands, which follows where they can be read."""
+    return ":".join(source.split(":")[:2])
 
 
 def judged(

@@ -17,8 +17,7 @@ from lawm_policy.types import UserError
 PILOT_NS, QUICK_NS = (1, 3, 5, 10), (1,)
 BAND = (25.0, 60.0)  # percent, of scratch
 SEEDS, CONTROLS = 5, 3  # draws of what is compared, and of the policies beside it that lack something
-LONGER = 3.0  # times the steps
-FIFTY = ("blind", "no-language", "scratch")  # and first the recipe: who learns from fifty
+LONGER = 3.0  # times the steps: half of the time that the recipe takes in all
 POOLED = tuple(dict.fromkeys(part.suite for part in FULL.pool))  # what is pretrained on
 
 
@@ -40,7 +39,12 @@ def arms(recipe: str) -> tuple[Arm, ...]:
     return (
         Arm("scratch", "no pretraining", seeds=SEEDS),
         Arm(recipe, "frames and captions first", recipe, seeds=SEEDS),
-        Arm("supervised", "the same episodes with their commands: the headroom", "supervised", seeds=SEEDS),
+        Arm(
+            "supervised",
+            "the same episodes with their commands: what there is to win, at least",
+            "supervised",
+            seeds=SEEDS,
+        ),
         Arm("blind", "no images", **blind),
         Arm(blind_twin(recipe), f"{recipe}, no images", recipe, **blind | {"settings_of": recipe}),
         Arm("no-language", "no instruction", overrides=(("policy.hears", "false"),), **beside),
@@ -52,8 +56,13 @@ def blind_twin(recipe: str) -> str:
     return f"{recipe}-blind"
 
 
+def of_fifty(recipe: str) -> tuple[str, ...]:
+    """Who learns from fifty demonstrations a task, in this order."""
+    return (recipe, blind_twin(recipe), "no-language", "scratch")
+
+
 def arms_of(recipe: str, suite: str, cases: Mapping[str, int]) -> tuple[Arm, ...]:
-    """What pretraining's steps are worth to scratch is asked on the first suite."""
+    """What more steps are worth to scratch is asked on the first suite."""
     first = suite == next(iter(cases))
     return tuple(arm for arm in arms(recipe) if first or arm.longer == 1)
 

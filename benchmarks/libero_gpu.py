@@ -49,6 +49,7 @@ from lawm_policy.recipe import Recipe
 from lawm_policy.runs import hardware, write_text
 from lawm_policy.sim import libero_assets
 from lawm_policy.sim.libero_protocol import TASK_COUNTS, choose
+from lawm_policy.sim.protocol import read_summary
 from lawm_policy.sim.workers import run_jobs
 from lawm_policy.stages.collect import CollectArgs
 from lawm_policy.stages.collect import run as collect
@@ -188,7 +189,11 @@ class GpuStudy(Campaign):
         )
         cell = {"arm": arm.name, "suite": suite, "n": n, "seed": seed}
         successes = played(grid)
-        return cell | fitted.told | {"successes": successes, "libero": made_with(grid.out)}
+        return (
+            cell
+            | fitted.told
+            | {"successes": successes, "libero": made_with(read_summary(grid.out)["protocol"])}
+        )
 
 
 def arms(recipe: str, seeds: int) -> tuple[Arm, ...]:

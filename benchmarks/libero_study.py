@@ -15,32 +15,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from campaign import TUNING_DRAW, Arm
 from harness import answer
-from libero_arms import FIFTY, SEEDS, Args, arms, arms_of, judged, pilot
+from libero_arms import SEEDS, Args, arms, arms_of, judged, of_fifty, pilot
 from libero_table import table
 from libero_units import FULL, MAIN, QUICK, SLICE, LiberoStudy, Part
 from units import Unit, work_through
 
 SLICES = 2  # units that a pretraining takes
+LONGEST = 45.0  # minutes of a unit
+FIFTY_LONGER = 5  # times the steps of a cell
 STAGES = ("data", "stores", "pilot", "pretrain", "tune")
-# Minutes on one of two cores of an Intel Xeon of 2.8 GHz without bf16 (playing: estimated; an AMD EPYC takes
-# half as long).
-COLLECT, JOIN, FIT, PLAY, NEW_TASK = 0.13, 0.005, 10.0, 0.07, 0.1
+# Minutes on one of two cores, both busy, of an Intel Xeon of 2.8 GHz without bf16 (an AMD EPYC takes half as
+# long).
+COLLECT, JOIN, FIT, PLAY, NEW_TASK = 0.13, 0.005, 17.0, 0.1, 0.1
 
 
 def units(study: LiberoStudy, args: Args) -> Iterator[Unit]:
     s, chosen = study.sizes, judged(study, args)
     yield from demo_units(study, "demos", s.suites)
-    play = fit_minutes({MAIN: s.val_states})
+    few, more = {MAIN: s.val_states}, {MAIN: s.tune_states}
     for suite, n in pilot(study):
         scratch = arms(args.recipe)[0]
-        cell = partial(study.cell, scratch, suite, n, TUNING_DRAW, "val", scratch.trials[1])
-        yield Unit(f"pilot/{suite}/n{n}", play, cell)
+        cell = partial(study.cell, scratch, suite, n, TUNING_DRAW, "val", few, scratch.trials[1])
+        yield Unit(f"pilot/{suite}/n{n}", fit_minutes(few), cell)
     yield from pool_units(study)
     for start in (args.recipe, "supervised"):
         yield from slices(study, args, start)
@@ -49,18 +50,19 @@ def units(study: LiberoStudy, args: Args) -> Iterator[Unit]:
     for suite, n in list(cases.items())[:1]:  # what is chosen there serves both
         for arm in (arm for arm in arms(args.recipe) if not arm.settings_of):
             for trial, settings in enumerate(arm.trials):
-                cell = partial(study.cell, arm, suite, n, TUNING_DRAW, "val", settings)
-                yield Unit(f"tune/{suite}/n{n}/{arm.name}/{trial}", play, cell)
+                cell = partial(study.cell, arm, suite, n, TUNING_DRAW, "val", more, settings)
+                yield Unit(f"tune/{suite}/n{n}/{arm.name}/{trial}", fit_minutes(more), cell)
     known = chosen or dict.fromkeys(s.suites[: len(cases)], 0)
     yield from demo_units(study, "draws", known)
     for suite in cases:
-        yield Unit(f"expert/{suite}", fit_minutes({MAIN: s.val_states}) - FIT, partial(study.expert, suite))
+        yield Unit(f"expert/{suite}", fit_minutes(few) - FIT, partial(study.expert, suite))
     for seed in range(SEEDS):
         for suite, n in cases.items():
             for arm in (arm for arm in arms_of(args.recipe, suite, cases) if seed < arm.seeds):
-                cell = partial(judge, study, arm, suite, n, seed, next(iter(cases.items())))
-                minutes = fit_minutes(s.states) + (arm.longer - 1) * FIT
-                yield Unit(f"{suite}/n{n}/{arm.name}/{seed}", minutes, cell)
+                asked = (study, arm, suite, n, seed, next(iter(cases.items())))
+                train, work = (partial(judge, *asked, last) for last in (False, True))
+                fit, play = arm.longer * FIT, fit_minutes(s.states) - FIT
+                yield from in_slices(f"{suite}/n{n}/{arm.name}/{seed}", fit, play, train, work)
     if cases:
         yield from demo_units(study, "fifty", s.suites)
         yield from fifty_units(study, args, cases)
@@ -114,18 +116,23 @@ def slices(study: LiberoStudy, args: Args, start: str) -> Iterator[Unit]:
 
 def fifty_units(study: LiberoStudy, args: Args, cases: dict[str, int]) -> Iterator[Unit]:
     by_name = {arm.name: arm for arm in arms(args.recipe)}
-    for arm in (by_name[name] for name in (args.recipe, *FIFTY)):
+    play = fit_minutes({"stored": study.sizes.fifty_states}) - FIT
+    for arm in (by_name[name] for name in of_fifty(args.recipe)):
         for suite in study.sizes.suites:
-            tuned = next(iter(cases.items()))
-            name = f"fifty/{suite}/{arm.name}"
-            names = [f"{name}/fit", name]
-            for before, unit in pairwise(["", *names]):
-                last = unit == name
-                work = partial(fifty, study, arm, suite, tuned, last)
-                first = min(SLICE, 5 * FIT)  # five times the steps of a cell
-                then = fit_minutes({"stored": study.sizes.fifty_states}) + 4 * FIT - first
-                minutes = then if last else first
-                yield Unit(unit, minutes, work, before)
+            asked = (study, arm, suite, next(iter(cases.items())))
+            train, work = (partial(fifty, *asked, last) for last in (False, True))
+            yield from in_slices(f"fifty/{suite}/{arm.name}", FIFTY_LONGER * FIT, play, train, work)
+
+
+def in_slices(
+    name: str, fit: float, play: float, train: Callable[..., Any], work: Callable[..., Any]
+) -> Iterator[Unit]:
+    """A cell. If that takes too long for one unit, the training has units of its own, which it fills."""
+    before, full = "", int(fit / SLICE) if fit + play > LONGEST else 0
+    for k in range(full):
+        yield Unit(f"{name}/fit/{k}", SLICE, train, before)
+        before = f"{name}/fit/{k}"
+    yield Unit(name, fit - full * SLICE + play, work, before)
 
 
 def collecting(part: Part) -> float:
@@ -148,9 +155,12 @@ def made(make: Callable[..., Path], *arguments: Any) -> dict[str, Any]:
 
 
 def judge(
-    study: LiberoStudy, arm: Arm, suite: str, n: int, seed: int, tuned: tuple[str, int]
+    study: LiberoStudy, arm: Arm, suite: str, n: int, seed: int, tuned: tuple[str, int], last: bool
 ) -> dict[str, Any]:
-    return study.cell(arm, suite, n, seed, "test", settings_of(study, arm, *tuned))
+    settings = settings_of(study, arm, *tuned)
+    if not last:
+        return study.cell_slice(arm, suite, n, seed, settings)
+    return study.cell(arm, suite, n, seed, "test", study.sizes.states, settings)
 
 
 def fifty(study: LiberoStudy, arm: Arm, suite: str, tuned: tuple[str, int], last: bool) -> dict[str, Any]:

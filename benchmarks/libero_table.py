@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from campaign import compared, rate
 from harness import Target, write_result
-from libero_arms import BAND, FIFTY, POOLED, SEEDS, Args, arms, arms_of, blind_twin, judged, pilot
+from libero_arms import BAND, POOLED, SEEDS, Args, arms, arms_of, blind_twin, judged, of_fifty, pilot
 from libero_units import MAIN, STARTS, WIDE, LiberoStudy
 
 from lawm_policy.stats import wilson
@@ -42,7 +42,8 @@ def table(study: LiberoStudy, args: Args) -> None:
         f"within {BLIND_MARGIN:.0f} points of the best of scratch and {args.recipe}, over the seeds that "
         "all have. Not run: not run yet. All seeds play the same initial states and draw from the same "
         f"{round(0.9 * study.sizes.draws)} demonstrations a task, and a recipe is pretrained as often as its "
-        "row says: none of these draws is in an interval. Beside n, three held-out demonstrations a task "
+        "row says: none of these draws is in an interval (but states in over_seeds_and_states, a bootstrap). "
+        "Beside n, three held-out demonstrations a task "
         "(one or two in tuning) choose the step whose weights are played. Rates are chosen on the first "
         "suite, by as many trials for each arm; blind, no-language and scratch-longer take scratch's, "
         f"{blind_twin(args.recipe)} the recipe's. {steps_told(study, args.recipe)} "
@@ -57,7 +58,12 @@ def steps_told(study: LiberoStudy, recipe: str) -> str:
     s = study.sizes
     policy, tuned = dict(s.pretrain)["train.steps"], dict(s.finetune)["train.steps"]
     world = dict(dict(s.recipes).get(recipe, ())).get("world.steps", "0")
-    return f"Steps: {world} of the world model, {policy} of the policy that clones, {tuned} of fine-tuning."
+    supervised = dict(s.supervised)["train.steps"]
+    return (
+        f"Steps: {world} of the world model and {policy} of the policy that clones, or {supervised} of "
+        f"supervised pretraining; {tuned} of fine-tuning. scratch-longer's take half of the time of the "
+        "recipe's in all."
+    )
 
 
 def pilot_rows(study: LiberoStudy) -> list[dict[str, Any]]:
@@ -65,8 +71,14 @@ def pilot_rows(study: LiberoStudy) -> list[dict[str, Any]]:
     for (suite, n), found in pilot(study).items():
         row = {"suite": suite, "n": n, "start": f"{MAIN}, validation", "arm": "scratch (pilot)"}
         done = study.result(f"pilot/{suite}/n{n}")
-        rows.append(row | ({"verdict": "not run"} if done is None else {"mean": found, **share(done)}))
+        row |= {"verdict": "not run"} if done is None else {"mean": found, **share(done), **begun_by(done)}
+        rows.append(row)
     return rows
+
+
+def begun_by(done: Mapping[str, Any]) -> dict[str, str]:
+    """Of a pilot: it decides what is asked, by the code of its day, and is compared with nothing."""
+    return {"says": f"by {done['begun_by'][:9]}"} if "begun_by" in done else {}
 
 
 def expert_rows(study: LiberoStudy) -> list[dict[str, Any]]:
@@ -84,6 +96,7 @@ def cells(study: LiberoStudy, args: Args, suite: str, n: int, start: str) -> Cel
         tuned = {json.dumps(f.get("settings")) for f in found.values() if f is not None}
         if len(tuned) > 1:
             raise SystemExit(f"{suite}/n{n}/{arm}: units of several settings, {', '.join(sorted(tuned))}")
+        played.update(json.dumps([f["starts"][start], f["protocols"][start]]) for f in found.values() if f)
         return {
             seed: {
                 "successes": f["successes"] if start == MAIN else f["beside"][start],
@@ -94,7 +107,11 @@ def cells(study: LiberoStudy, args: Args, suite: str, n: int, start: str) -> Cel
             if f is not None
         }
 
-    return {arm.name: marks(arm.name) for arm in arms(args.recipe)}
+    played: set[str] = set()
+    there = {arm.name: marks(arm.name) for arm in arms(args.recipe)}
+    if len(played) > 1:
+        raise SystemExit(f"{suite}/n{n}, {start}: units of several protocols or states, which are no pairs")
+    return there
 
 
 def cell_rows(
@@ -108,6 +125,9 @@ def cell_rows(
         there = found[arm.name]
         if there:
             row |= compared(there, found["scratch"] if arm.name != "scratch" else None)
+            row["states"] = sum(
+                mark != "-" for marks in there[min(there)]["successes"].values() for mark in marks
+            )
             row["pretrainings"] = len({f["start"] for f in there.values() if f["start"]})
             row["made with"] = "; ".join(sorted({f["libero"] for f in there.values()}))
         rows.append(row | {"seeds": len(there)})
@@ -116,9 +136,9 @@ def cell_rows(
 
 def above_blind(found: Cells, recipe: str) -> float | None:
     """By how many points the better of scratch and the recipe is above the better of their like without eyes,
-    of those that were run, over the seeds that all of these have; None where there are none."""
-    groups = (("scratch", recipe), ("blind", blind_twin(recipe)))
-    seeing, blind = ([found[name] for name in names if found.get(name)] for names in groups)
+    over the seeds that all have; None while one of these without eyes has none."""
+    seeing = [found[name] for name in ("scratch", recipe) if found.get(name)]
+    blind = [found[name] for name in ("blind", blind_twin(recipe)) if name in found]
     seeds = set.intersection(*map(set, (*seeing, *blind))) if seeing and blind else set()
     if not seeds:
         return None
@@ -132,7 +152,7 @@ def with_verdict(rows: list[dict[str, Any]], found: Cells, recipe: str) -> list[
     """Whether these rows can show anything: only if what sees is clearly better than what does not."""
     margin = above_blind(found, recipe)
     if margin is None:
-        verdict = "open: blind not run beside it"
+        verdict = "open: who is blind has not been run beside it"
     else:
         verdict = f"blind {margin:.1f} points below the best"
         verdict = verdict if margin >= BLIND_MARGIN else f"proves nothing: {verdict}"
@@ -144,7 +164,7 @@ def fifty_rows(study: LiberoStudy, args: Args) -> list[dict[str, Any]]:
     for suite in study.sizes.suites:
         group: list[dict[str, Any]] = []
         found: dict[str, dict[int, Any]] = {}
-        for arm in (a for a in arms(args.recipe) if a.name in (args.recipe, *FIFTY)):
+        for arm in (a for a in arms(args.recipe) if a.name in of_fifty(args.recipe)):
             row: dict[str, Any] = {"suite": suite, "n": study.sizes.fifty[0], "start": "stored"}
             row |= {"arm": arm.name, "says": arm.says}
             done = study.result(f"fifty/{suite}/{arm.name}")

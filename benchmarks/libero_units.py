@@ -5,9 +5,9 @@ own, and the stored states, on which everybody tests, are in nothing that is tra
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from lawm_policy.data.lerobot_import import find_episodes, stage_stored
 from lawm_policy.data.store import EpisodeStore
 from lawm_policy.data.store_writer import StoreWriter
 from lawm_policy.sim.libero_protocol import choose
-from lawm_policy.sim.protocol import SPLITS, SUMMARY
+from lawm_policy.sim.protocol import SPLITS, Record, read, read_summary
 from lawm_policy.sim.workers import run_jobs
 from lawm_policy.stages.collect import CollectArgs
 from lawm_policy.stages.collect import run as collect
@@ -82,13 +82,16 @@ class Sizes:
     demos: int  # a task, from which the pilot and the tuning draw n
     draws: int  # and from which each seed of the table does
     fifty_tasks: tuple[str, ...]
-    fifty: tuple[int, int]  # demonstrations a task in the setting of published results: learnt, collected
+    fifty: tuple[
+        int, int
+    ]  # demonstrations a task where they are as many as in publications: learnt, collected
     tasks: str  # that are judged
     states: dict[str, int]  # start -> initial states a task in each cell of the table
-    val_states: int
+    val_states: int  # a task: of the pilot and the expert
+    tune_states: int  # of which a rate is chosen by: more, since one episode in 60 would choose
     fifty_states: int
     pretrain: Overrides
-    recipes: tuple[tuple[str, Overrides], ...]  # more for one recipe: as many minutes for each
+    recipes: tuple[tuple[str, Overrides], ...]  # more for one recipe
     supervised: Overrides
     finetune: Overrides
     fifty_finetune: Overrides
@@ -110,8 +113,9 @@ FULL = Sizes(
     fifty_tasks=("0-1", "2-3", "4-5", "6-7", "8-9"),
     fifty=(50, 60),  # a tenth is for validation
     tasks="all",
-    states={"wide": 10, "fresh": 3, "stored": 3},
+    states={"wide": 11, "fresh": 3, "stored": 3},  # 110 wide ones: a few may be no episodes
     val_states=6,
+    tune_states=20,
     fifty_states=20,
     pretrain=(
         ("train.steps", "3000"),
@@ -137,6 +141,7 @@ QUICK = Sizes(
     tasks="0",
     states={"wide": 1, "fresh": 1, "stored": 1},
     val_states=1,
+    tune_states=2,
     fifty_states=1,
     pretrain=(*_FEW, ("validation_clips", "16")),
     recipes=(("inverse-kl", (("world.steps", "5"),)),),
@@ -251,28 +256,37 @@ class LiberoStudy(Campaign):
         n: int,
         draw: int,
         split: Literal["val", "test"],
+        states: Mapping[str, int],
         settings: Overrides,
     ) -> dict[str, Any]:
-        """Fine-tunes and plays one cell. Validation has wide states alone, the test all kinds of starts, and
-        demonstrations of its own."""
-        s = self.sizes
-        name = f"{suite}-{split}-{arm.name}-n{n}-seed{draw}" + "".join(f"-{k}={v}" for k, v in settings)
-        fitted = self.fit(
-            name,
-            arm,
-            self.demo_store(suite, "demos" if split == "val" else "draws"),
-            (*s.finetune, *settings),
-            n,
-            draw,
-        )
-        starts = {MAIN: s.val_states} if split == "val" else s.states
+        """Fine-tunes and plays one cell, from so many states of each kind. The test has demonstrations of its
+        own."""
+        fitted = self._fit_cell(arm, suite, n, draw, split, settings)
         marks = {
-            start: self._play(fitted.run, suite, start, states, split) for start, states in starts.items()
+            start: self._play(fitted.run, suite, start, number, split) for start, number in states.items()
         }
         cell = {"arm": arm.name, "suite": suite, "n": n, "seed": draw, "split": split}
         cell |= {"settings": dict(settings), "successes": marks[MAIN]}
         beside = {start: tasks for start, tasks in marks.items() if start != MAIN}
-        return cell | fitted.told | {"beside": beside, "libero": made_with(self._played(fitted.run, MAIN))}
+        return cell | fitted.told | {"beside": beside} | how_played(fitted.run, states)
+
+    def cell_slice(self, arm: Arm, suite: str, n: int, draw: int, settings: Overrides) -> dict[str, Any]:
+        """Trains a cell of the test for a unit's time."""
+        for_minutes(SLICE, lambda: self._fit_cell(arm, suite, n, draw, "test", settings))
+        return {"arm": arm.name, "suite": suite}
+
+    def _fit_cell(
+        self,
+        arm: Arm,
+        suite: str,
+        n: int,
+        draw: int,
+        split: Literal["val", "test"],
+        settings: Overrides,
+    ) -> Fitted:
+        store = self.demo_store(suite, "demos" if split == "val" else "draws")
+        name = f"{suite}-{split}-{arm.name}-n{n}-seed{draw}" + "".join(f"-{k}={v}" for k, v in settings)
+        return self.fit(name, arm, store, (*self.sizes.finetune, *settings), n, draw)
 
     def expert(self, suite: str) -> dict[str, Any]:
         """What the scripted expert does from the validation states, at the first attempt."""
@@ -287,17 +301,14 @@ class LiberoStudy(Campaign):
         return {"suite": suite, "successes": marks}
 
     def fifty(self, arm: Arm, suite: str, settings: Overrides) -> dict[str, Any]:
-        """The setting of published results: many demonstrations, stored states."""
+        """As published results are made: many demonstrations, stored states."""
         fitted = self._fit_fifty(arm, suite, settings)
         marks = self._play(fitted.run, suite, "stored", self.sizes.fifty_states, "test")
         cell = {"arm": arm.name, "suite": suite, "settings": dict(settings), "successes": marks}
-        return cell | fitted.told | {"libero": made_with(self._played(fitted.run, "stored"))}
+        return cell | fitted.told | how_played(fitted.run, ("stored",))
 
     def fifty_slice(self, arm: Arm, suite: str, settings: Overrides) -> dict[str, Any]:
         """Trains for a unit's time."""
-        self.demo_store(suite, "fifty")
-        if arm.start:
-            self.pretraining(arm.start)
         for_minutes(SLICE, lambda: self._fit_fifty(arm, suite, settings))
         return {"arm": arm.name, "suite": suite}
 
@@ -311,7 +322,7 @@ class LiberoStudy(Campaign):
     ) -> dict[str, str]:
         grid = EvaluateArgs(
             str(run),
-            self._played(run, start),
+            played_in(run, start),
             suite=f"{suite}@{protocol(suite, start)}",
             tasks=self.sizes.tasks,
             episodes=states,
@@ -319,10 +330,6 @@ class LiberoStudy(Campaign):
             workers=1,
         )
         return played(grid)
-
-    @staticmethod
-    def _played(run: Path, start: str) -> Path:
-        return run.with_name(f"{run.name}-{start}")
 
 
 def expert(rules: str) -> Callable[[tuple[str, tuple[int, ...]]], str]:
@@ -349,9 +356,25 @@ def expert(rules: str) -> Callable[[tuple[str, tuple[int, ...]]], str]:
     return work
 
 
-def made_with(played: Path) -> str:
+def played_in(run: Path, start: str) -> Path:
+    return run.with_name(f"{run.name}-{start}")
+
+
+def how_played(run: Path, starts: Iterable[str]) -> dict[str, Any]:
+    """The protocol of each kind of start, and a mark of all states that were begun from: cells of which these
+    differ are no pairs."""
+    protocols = {start: read_summary(played_in(run, start))["protocol"] for start in starts}
+    begun = {start: "".join(r.start for r in sorted_records(played_in(run, start))) for start in starts}
+    marks = {start: f"{zlib.crc32(begun[start].encode()):08x}" for start in starts}
+    return {"libero": made_with(next(iter(protocols.values()))), "protocols": protocols, "starts": marks}
+
+
+def sorted_records(played: Path) -> list[Record]:
+    return sorted(read(played), key=lambda r: r.episode)
+
+
+def made_with(protocol: Mapping[str, Any]) -> str:
     """The versions that decide an evaluation's numbers, and whether its pictures are LIBERO's own."""
-    protocol = json.loads((played / SUMMARY).read_text(encoding="utf-8"))["protocol"]
     versions = ", ".join(f"{name} {version}" for name, version in protocol["versions"].items())
     return f"{versions}, assets {protocol['libero']['assets']['state']}"
 

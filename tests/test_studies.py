@@ -56,6 +56,13 @@ def write(study, unit, successes, **more):
     path.write_text(json.dumps({"successes": successes, **more}))
 
 
+def write_cell(study, unit, marks, **more):
+    """A cell of the table: the same marks for each kind of start, if not said otherwise."""
+    kinds = ("wide", "fresh", "stored")
+    more = {"beside": dict.fromkeys(kinds[1:], marks), "starts": dict.fromkeys(kinds, "a1"), **more}
+    write(study, unit, marks, libero="1.0", protocols={kind: {"execute": 8} for kind in kinds}, **more)
+
+
 def pilot(study):
     for suite in FULL.suites:
         for n in libero_arms.PILOT_NS:
@@ -96,16 +103,15 @@ def test_every_unit_is_short_and_known_beforehand(study):
 
 def test_a_blind_policy_that_is_nearly_as_good_proves_that_nothing_is_shown(study):
     pilot(study)
-    for arm, won in (("scratch", 5), ("blind", 4)):
+    for arm, won in (("scratch", 5), ("blind", 4), ("inverse-kl-blind", 3)):
         for seed in (0, 1):
             marks = {"t": "1" * won + "0" * (10 - won) + "-"}
             beside = {"fresh": {"t": "1" * 10}, "stored": marks}
-            write(study, f"libero_goal/n5/{arm}/{seed}", marks, beside=beside, libero="1.0")
+            write_cell(study, f"libero_goal/n5/{arm}/{seed}", marks, beside=beside)
     rows = libero_table.cell_rows(study, libero_arms.Args(), "libero_goal", "wide", {"libero_goal": 5})
     told = {row["arm"]: row for row in rows}
-    assert told["scratch"]["mean"] == 50 and told["scratch"]["verdict"].startswith(
-        "proves nothing: blind 10.0"
-    )
+    assert told["scratch"]["mean"] == 50 and told["scratch"]["states"] == 10, "one is no episode"
+    assert told["scratch"]["verdict"].startswith("proves nothing: blind 10.0")
     assert told["supervised"] == {
         **{key: told["supervised"][key] for key in ("suite", "n", "start", "arm", "says")},
         "seeds": 0,
@@ -124,8 +130,9 @@ def test_what_sees_is_compared_with_blind_over_shared_seeds_and_without_the_head
         return libero_table.with_verdict(rows, found, "inverse-kl")[0]["verdict"]
 
     assert verdict(scratch=at(6), blind=at(1)) == "blind 50.0 points below the best"
-    assert verdict(scratch=at(6)) == "open: blind not run beside it"
-    assert verdict(blind=at(6)) == verdict(scratch={}, blind=at(6)) == "open: blind not run beside it"
+    waits = "open: who is blind has not been run beside it"
+    assert verdict(scratch=at(6)) == verdict(blind=at(6)) == verdict(scratch={}, blind=at(6)) == waits
+    assert verdict(scratch=at(6), blind=at(1), inverse_kl=at(7), inverse_kl_blind={}) == waits
     shared = verdict(scratch=at(3, 3, 9, 9, 9), blind=at(2, 2))
     assert shared == "proves nothing: blind 10.0 points below the best"
     assert verdict(scratch=at(3), supervised=at(9), blind=at(2)).startswith("proves nothing: blind 10.0")
@@ -154,8 +161,17 @@ def test_pretrainings_are_told_apart_by_the_weights_that_are_begun_from(tmp_path
 
 def test_units_that_were_played_with_other_settings_share_no_row(study):
     for seed, rate in enumerate(("1e-3", "1e-3", "5e-4")):
-        write(study, f"libero_goal/n5/scratch/{seed}", {"t": "1"}, libero="1.0", settings={"train.lr": rate})
+        write_cell(study, f"libero_goal/n5/scratch/{seed}", {"t": "1"}, settings={"train.lr": rate})
     with pytest.raises(SystemExit, match=r"libero_goal/n5/scratch: units of several settings"):
+        libero_table.cells(study, libero_arms.Args(), "libero_goal", 5, "wide")
+
+
+def test_cells_that_began_from_other_states_are_no_pairs(study):
+    for arm, mark in (("scratch", "a1"), ("blind", "b2")):
+        starts = {"wide": mark, "fresh": "c3", "stored": "d4"}
+        write_cell(study, f"libero_goal/n5/{arm}/0", {"t": "1"}, starts=starts)
+    assert libero_table.cells(study, libero_arms.Args(), "libero_goal", 5, "stored")["scratch"]
+    with pytest.raises(SystemExit, match="libero_goal/n5, wide: units of several protocols or states"):
         libero_table.cells(study, libero_arms.Args(), "libero_goal", 5, "wide")
 
 
@@ -167,8 +183,7 @@ def test_a_verdict_waits_for_all_seeds_and_names_pretrainings(study):
             won = {"scratch": 4, "blind": 1, "inverse-kl-blind": 2}.get(arm, 9)
             marks = {"t": "1" * won + "0" * (12 - won)}
             start = f"weights-{seed // 4}" if arm == "inverse-kl" else None
-            beside = dict.fromkeys(("fresh", "stored"), marks)
-            write(study, f"libero_goal/n5/{arm}/{seed}", marks, beside=beside, libero="1.0", start=start)
+            write_cell(study, f"libero_goal/n5/{arm}/{seed}", marks, start=start)
     cases, args = {"libero_goal": 5}, libero_arms.Args()
 
     def found():
@@ -241,9 +256,9 @@ def test_the_table_learns_from_demonstrations_that_tuning_never_saw(study, monke
     monkeypatch.setattr(
         LiberoStudy, "_play", lambda *words: played.append((words[3], words[5])) or {"t": "1"}
     )
-    monkeypatch.setattr(libero_units, "made_with", lambda folder: "mujoco 3")
-    scratch = libero_arms.arms("inverse-kl")[0]
-    cells = [study.cell(scratch, "libero_goal", 10, 0, split, ()) for split in ("val", "test")]
+    monkeypatch.setattr(libero_units, "how_played", lambda run, starts: {"libero": "mujoco 3"})
+    scratch, kinds = libero_arms.arms("inverse-kl")[0], (("val", {"wide": 20}), ("test", study.sizes.states))
+    cells = [study.cell(scratch, "libero_goal", 10, 0, split, states, ()) for split, states in kinds]
     assert learnt == ["demos", "draws"]
     assert played == [("wide", "val"), *((start, "test") for start in ("wide", "fresh", "stored"))]
     assert cells[0]["beside"] == {} and cells[1]["libero"] == "mujoco 3"

@@ -6,7 +6,7 @@ import random
 import sys
 import zlib
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,10 +14,20 @@ from lawm_policy.policies.ensembling import Ensemble
 from lawm_policy.sim.libero_premise import Diverged
 from lawm_policy.sim.protocol import Actor, Episode, Seat
 
+
+class End(NamedTuple):
+    """What became of an episode."""
+
+    success: bool
+    steps: int  # control steps
+    instruction: str  # that was given
+    start: str  # where it began: `start_of`
+
+
 Game = Generator[dict[str, Any], np.ndarray, Any]  # says what the policy sees, is sent a chunk of commands
 
 
-def play(env: Any, actor: Actor, episode: Episode, **rules: Any) -> tuple[bool, int, str]:
+def play(env: Any, actor: Actor, episode: Episode, **rules: Any) -> End:
     """`playing`, with a policy that sits here."""
     return answered(playing(env, actor, episode, **rules), actor)
 
@@ -56,8 +66,7 @@ def playing(
     no_language: bool = False,
     watch: Callable[[int], None] | None = None,
 ) -> Game:
-    """One episode, which says what the policy sees and is sent a chunk of commands; in the end: success,
-    control steps, the instruction that was given.
+    """One episode, which says what the policy sees and is sent a chunk of commands, and returns its End.
 
     Whole chunks are executed and only the frame that the policy sees next is rendered. `watch` is
     called after each step for filming; it must not touch the simulation.
@@ -68,7 +77,7 @@ def playing(
     env.render_now = not blind
     observation, info = env.reset(seed=episode.init_state, options={"task": episode.task})
     instruction = "" if no_language else str(info["instruction"])
-    steps = 0
+    start, steps = start_of(env), 0
     if watch:
         watch(0)
     while True:
@@ -82,12 +91,19 @@ def playing(
             try:
                 observation, _, terminated, truncated, info = env.step(chunk_NA[k])
             except Diverged:  # by its own commands: a failure, and no error of ours
-                return False, steps, instruction
+                return End(False, steps, instruction, start)
             steps += 1
             if watch:
                 watch(steps)
             if terminated or truncated or steps >= limit:
-                return bool(info["success"]), steps, instruction
+                return End(bool(info["success"]), steps, instruction, start)
+
+
+def start_of(env: Any) -> str:
+    """A mark of the state that an environment is in, to a millimetre, where it has MuJoCo's data: episodes of
+    two evaluations are pairs if they began alike."""
+    data = getattr(env, "data", None)
+    return "" if data is None else f"{zlib.crc32((np.round(data.qpos, 3) + 0.0).tobytes()):08x}"  # no -0.0
 
 
 def _felt(env: Any, actor: Seat | Actor) -> list[int] | slice:

@@ -50,6 +50,7 @@ class Record:
     seconds: float
     checkpoint_sha256: str
     instruction: str = ""
+    start: str = ""  # a mark of the state that it began from, where the simulator can tell
 
     @property
     def episode(self) -> Episode:
@@ -73,6 +74,7 @@ _KINDS = {
     "steps": (int,),
     "error": (str, type(None)),
     "instruction": (str,),
+    "start": (str,),
 }
 
 
@@ -184,6 +186,22 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
             yield from differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
     elif a != b:
         yield f"{path}: {json.dumps(a)} and {json.dumps(b)}"
+
+
+def paired(ours: Iterable[Record], theirs: Iterable[Record]) -> list[tuple[Record, Record]]:
+    """Records of the same episode."""
+    a, b = ({r.episode: r for r in side} for side in (ours, theirs))
+    return [(a[key], b[key]) for key in sorted(a.keys() & b.keys())]
+
+
+def other_starts(pairs: Sequence[tuple[Record, Record]]) -> str | None:
+    """What is said of pairs that did not begin alike, if there are any: one protocol gives two starts where
+    the simulator's code is another."""
+    apart = [(a, b) for a, b in pairs if a.start and b.start and a.start != b.start]
+    if not apart:
+        return None
+    first, _ = apart[0]
+    return f"{len(apart)} of {len(pairs)} that began apart, as {first.task} {first.init_state}"
 
 
 def grid(tasks: Sequence[str], episodes: int, first: int, seed: int) -> list[Episode]:

@@ -3,8 +3,8 @@
     lawm compare evals/scratch evals/lawm
     lawm compare "evals/scratch-0,evals/scratch-1" "evals/lawm-0,evals/lawm-1"     # seeds, in pairs
 
-The same task, initial state and seed is one pair. Evaluations whose protocols differ are refused, or with
---across compared all the same, and the result says in what they differ.
+The same task, initial state and seed is one pair, if both episodes began alike. Evaluations whose protocols
+or starts differ are refused, or with --across compared all the same, and the result says in what they differ.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class CompareArgs:
     b: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR_B")]
     """The same for the other side, in the same order."""
     across: bool = False
-    """Compare also where the protocols differ; the result says in what."""
+    """Compare also where the protocols or starts differ; the result says in what."""
     json: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(left out: nowhere)")] = None
     """Write the numbers here too."""
     force: bool = False
@@ -99,6 +99,13 @@ def compare(side_a: Sequence[Path], side_b: Sequence[Path], *, across: bool = Fa
         raise UserError(
             f"expected episodes in common, found none in {side_a[0]} and {side_b[0]}: evaluate alike"
         )
+    if apart := protocol.other_starts(shared):
+        if not across:
+            raise UserError(
+                f"expected pairs that began alike, found {apart}: evaluate both with one version of the "
+                "simulator, or add --across"
+            )
+        unlike[f"starts: {apart}"] = None
     held_out = set(summaries[0]["protocol"].get("held_out", ()))
     tasks = sorted({a.task for a, _ in shared})
     per_seed = [Pairs.count(*_successes(seed["pairs"])) for seed in seeds if seed["pairs"]]
@@ -169,7 +176,7 @@ def show(found: dict[str, Any]) -> None:
 
 def _pair(a: Path, b: Path) -> dict[str, Any]:
     ours, theirs = ({r.episode: r for r in protocol.read(folder)} for folder in (a, b))
-    shared = [(ours[key], theirs[key]) for key in sorted(ours.keys() & theirs.keys())]
+    shared = protocol.paired(ours.values(), theirs.values())
     ended = [pair for pair in shared if all(r.error is None for r in pair)]
     return {
         "pairs": ended,

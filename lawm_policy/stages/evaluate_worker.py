@@ -68,19 +68,14 @@ def begin(
             watch=camera.watch if camera else None,
         )
         try:
-            success, steps, instruction = yield from smoothed(game, seat.ensemble.fresh()) if seat else game
+            end = yield from smoothed(game, seat.ensemble.fresh()) if seat else game
             if camera and video is not None:
-                camera.end(steps)
+                camera.end(end.steps)
                 camera.write(Path(video) / film_name(episode))
         finally:
             if camera:
                 camera.close()
-        return {
-            "success": success,
-            "steps": steps,
-            "seconds": round(time.monotonic() - began, 3),
-            "instruction": instruction,
-        }
+        return end._asdict() | {"seconds": round(time.monotonic() - began, 3)}
 
     play: Any = work if seat else lambda job: answered(work(job), player)
     play.close = env.close

@@ -146,8 +146,11 @@ def _results(evaluations: list[Evaluation], compared: dict[str, Any] | None) -> 
     other = next(
         (d for e in evaluations[1:] if (d := protocol.difference(first, e.summary["protocol"]))), None
     )
-    if other:
-        parts.append(f'<p class="missed">Not comparable: the protocols differ in {esc(other)}.</p>')
+    pairs = (protocol.paired(evaluations[0].records, e.records) for e in evaluations[1:])
+    apart = next((said for pair in pairs if (said := protocol.other_starts(pair))), None)
+    if other or apart:
+        why = f"the protocols differ in {other}" if other else f"of their pairs there are {apart}"
+        parts.append(f'<p class="missed">Not comparable: {esc(why)}.</p>')
     if any(not e.summary.get("complete", True) for e in evaluations):
         unfinished = ", ".join(e.name for e in evaluations if not e.summary.get("complete", True))
         parts.append(f'<p class="missed">Unfinished: {esc(unfinished)}.</p>')

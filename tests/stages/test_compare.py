@@ -69,6 +69,21 @@ def test_a_start_that_is_no_episode_is_no_error(tmp_path, capsys):
     assert "left out: 0 pairs with an error" in said and "1 pairs whose start is no episode" in said
 
 
+def test_pairs_that_did_not_begin_alike_are_refused_or_told(tmp_path, capsys):
+    a, b, unmarked = (evaluation(tmp_path / name, {"pick": "1010"}) for name in "abc")
+    for folder, marks in ((a, "wxyz"), (b, "wxyq")):
+        lines = map(json.loads, (folder / "episodes.jsonl").read_text().splitlines())
+        told = [json.dumps(line | {"start": marks[line["init_state"] - 200_000]}) for line in lines]
+        (folder / "episodes.jsonl").write_text("\n".join(told) + "\n")
+    with pytest.raises(UserError, match="found 1 of 4 that began apart, as pick 200003: evaluate both"):
+        compare.run(CompareArgs(str(a), str(b)))
+    capsys.readouterr()
+    assert compare.run(CompareArgs(str(a), str(b), across=True)) == 0
+    assert "Other protocols! starts: 1 of 4 that began apart, as pick 200003" in capsys.readouterr().out
+    for other in (a, unmarked):  # a simulator that cannot tell, or an evaluation of before
+        assert compare.compare([a], [other])["protocols_differ"] == []
+
+
 def test_several_seeds(tmp_path, capsys):
     for seed, (a, b) in enumerate([("1000", "1110"), ("0000", "1100"), ("1100", "1111")]):
         evaluation(tmp_path / "a" / str(seed), {"pick": a * 5})

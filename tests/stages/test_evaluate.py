@@ -145,8 +145,8 @@ def test_only_chunk_ends_are_rendered():
     actor = load_function("fake_suite:Walker")("")
     for seed in range(5):
         env.rendered = 0
-        _, steps, _ = playing.play(env, actor, protocol.Episode("near", seed, 0), execute=4, limit=24)
-        assert env.rendered == 1 + steps // 4
+        end = playing.play(env, actor, protocol.Episode("near", seed, 0), execute=4, limit=24)
+        assert env.rendered == 1 + end.steps // 4
 
 
 def test_who_drives_the_simulation_apart_has_failed():
@@ -162,7 +162,7 @@ def test_who_drives_the_simulation_apart_has_failed():
     env.step = apart
     episode = protocol.Episode("near", 1, 0)
     found = playing.play(env, load_function("fake_suite:Walker")(""), episode, execute=4, limit=24)
-    assert found == (False, 5, "do near")
+    assert found == (False, 5, "do near", "")
 
 
 def test_blind_and_without_language():
@@ -279,6 +279,8 @@ def test_tabletop_films_and_workers_change_nothing(tmp_path):
     assert len(seen["a"]) == 4 and seen["a"] == seen["b"], "a policy saw something else"
     a, b = episodes(tmp_path / "a"), episodes(tmp_path / "b")
     assert a == b and len(a) == 4 and not any(r.error for r in a)
+    starts = {(r.init_state, r.start) for r in a}
+    assert len(starts) == 2 == len({mark for _, mark in starts}), "no task changes a scene, every seed does"
     films = sorted((tmp_path / "b" / "video").iterdir())
     assert [f.name for f in films] == [
         f"{task}-{state}-0.mp4" for task in ("open_drawer", "push_red") for state in (200_000, 200_001)

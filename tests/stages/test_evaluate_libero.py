@@ -37,7 +37,7 @@ def test_workers_change_nothing_and_the_protocol_is_told(tmp_path):
     here = episodes(tmp_path / "here")
     assert here == episodes(tmp_path / "two") and len(here) == 4
     assert [(r.task, r.init_state) for r in here[:2]] == [("libero_object-2", 0), ("libero_object-2", 1)]
-    assert all(r.steps == 24 and r.success is False for r in here)
+    assert all(r.steps == 24 and r.success is False for r in here) and len({r.start for r in here}) == 4
     told = json.loads((tmp_path / "here" / "summary.json").read_text())["protocol"]
     assert told["libero"]["name"] == "lawm" and told["libero"]["visuals"] == "lite"
     assert told["settle_steps"] == 5 and told["control"]["embodiment"] == "panda"

@@ -140,7 +140,8 @@ def load(folder_or_run: str | Path, kind: str | None = None, *, which: str = "la
     meta = _read_json(folder / "meta.json")
     found = meta.get("kind", "")
     if kind is not None and found != kind:
-        raise _bad(f"a {kind} checkpoint", f"a {found or 'nameless'} one in {folder}", "give another run")
+        do = "fine-tune it first" if (found, kind) == ("pretrained", "finetuned") else "give another run"
+        raise _bad(f"a {kind} checkpoint", f"a {found or 'nameless'} one in {folder}", do)
     return Checkpoint(folder, meta, sha256_of(folder / MANIFEST))
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -77,17 +78,18 @@ def dump(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=100)
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") -> str | None:
-    """The first dotted key whose value differs, or None."""
-    for key in [*old, *(k for k in new if k not in old)]:
-        path = f"{at}.{key}" if at else key
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            if found := difference(a, b, path):
-                return found
-        elif a != b:
-            return path
-    return None
+def difference(old: Any, new: Any) -> str | None:
+    """The first of the differences."""
+    return next(differences(old, new), None)
+
+
+def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
+    """The dotted keys whose values differ, as "train.lr: 0.001 and 0.002"."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from differences(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
+    elif old != new:
+        yield f"{at}: {json.dumps(old)} and {json.dumps(new)}"
 
 
 def value_at(plain: Mapping[str, Any], key: str) -> Any:

@@ -1,4 +1,4 @@
-"""Progress for long work: a bar with a rate and an estimate on a terminal, silence elsewhere."""
+"""Progress for long work: a bar with a rate and an estimate on a terminal, a line a minute elsewhere."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+QUIET = 60.0  # seconds between two lines where no terminal is
 
 
 class Bar:
@@ -25,16 +27,45 @@ class Bar:
         return self.done / max(time.monotonic() - self.started, 1e-9)
 
 
+class Lines(Bar):
+    """For a log file."""
+
+    def __init__(self, what: str, total: float | None, unit: str, done: float):
+        super().__init__()
+        self.what, self.total, self.unit, self.before = what, total, unit, done
+        self.note, self.said = "", self.started
+
+    def advance(self, amount: float = 1, note: str | None = None) -> None:
+        super().advance(amount)
+        self.note = self.note if note is None else note
+        if time.monotonic() - self.said >= QUIET:
+            self.said = time.monotonic()
+            say(str(self))
+
+    def __str__(self) -> str:
+        here = self.before + self.done
+        parts = [
+            f"{self.what}: {here:.0f}{'' if self.total is None else f' of {self.total:.0f}'} {self.unit}"
+        ]
+        if self.total is not None and self.done:
+            parts.append(f"{(self.total - here) / self.rate / 60:.0f} minutes left")
+        return ", ".join([*parts, *filter(None, [self.note])])
+
+
 def interactive() -> bool:
     """True where someone watches; of several processes of one launch, only the first may draw."""
-    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    return sys.stderr.isatty() and _first()
+
+
+def _first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def progress(what: str, total: float | None = None, *, unit: str = "", done: float = 0) -> Iterator[Bar]:
     """`with progress("collect", 100) as bar: bar.advance()`. `done` was finished by an earlier run."""
     if not interactive():
-        yield Bar()
+        yield Lines(what, total, unit, done) if _first() else Bar()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -90,28 +90,31 @@ def open_run(
     *,
     data: Mapping[str, str] | None = None,
     seeds: Mapping[str, int] | None = None,
+    asked: Mapping[str, Any] | None = None,
     resume: bool = False,
     force: bool = False,
 ) -> Path:
     """Creates the folder with `config.yaml` and `versions.json`; a resumed run must ask for the same.
 
-    `data` maps each store's name to its fingerprint, and the run that it starts from to its hash.
+    `data` maps each store's name to its fingerprint, and the run that it starts from to its hash. `asked` is
+    what else decides the result.
     """
     out = check_out(out, resume=resume, force=force)
     if not _first_process():
         return out
     if force and not resume and out.exists():
         shutil.rmtree(out)
-    fingerprints = dict(data or {})
+    fingerprints, asked = dict(data or {}), dict(asked or {})
     if (out / VERSIONS).is_file():
-        _check_same(out, config, fingerprints)
+        _check_same(out, config, fingerprints, asked)
         return out
     others = [p for p in out.iterdir() if p.name != CONFIG and p.name[0] != "."] if out.is_dir() else []
     if others:
         raise UserError(f"expected a run at {out} to resume, found other files: give another --out")
     out.mkdir(parents=True, exist_ok=True)
+    record = versions(data=fingerprints, seeds=seeds) | {"asked": asked}
     write_text(out / CONFIG, configuration.dump(config))
-    write_text(out / VERSIONS, json.dumps(versions(data=fingerprints, seeds=seeds), indent=1) + "\n")
+    write_text(out / VERSIONS, json.dumps(record, indent=1) + "\n")
     return out
 
 
@@ -126,7 +129,7 @@ def read_record(path: Path, do: str) -> dict[str, Any]:
     return found
 
 
-def _check_same(out: Path, config: Any, fingerprints: Mapping[str, str]) -> None:
+def _check_same(out: Path, config: Any, fingerprints: Mapping[str, str], asked: Mapping[str, Any]) -> None:
     """A run goes on as what it is, or not at all."""
     try:
         texts = {name: (out / name).read_text(encoding="utf-8") for name in (CONFIG, VERSIONS)}
@@ -135,6 +138,8 @@ def _check_same(out: Path, config: Any, fingerprints: Mapping[str, str]) -> None
         )
         data = list(record["data"].values())
         key = configuration.difference(found, configuration.parse_yaml(configuration.dump(config), "it"))
+        before = record.get("asked", asked)  # runs of before did not write it down
+        key = key or configuration.difference(before, asked)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(

@@ -98,6 +98,13 @@ class FitResult:
     seconds: float  # over all resumed parts
     stopped: Literal["done", "early", "sigterm"]
 
+    def __str__(self) -> str:
+        how = {"done": "trained", "early": "stopped early, no better any more", "sigterm": "told to stop"}
+        said = f"{how[self.stopped]}: {self.step} steps, {self.seconds / 60:.1f} minutes"
+        if self.best_metric is not None:
+            said += f", held-out loss {self.best_metric:.4g} at its lowest (step {self.best_step})"
+        return said
+
 
 @dataclass
 class _Progress:

@@ -189,8 +189,8 @@ def test_round_trip_through_yaml_and_dict(folder: Path) -> None:
 def test_difference_names_the_first_key() -> None:
     old = {"a": 1, "b": {"c": 2, "d": 3}}
     assert config.difference(old, {"a": 1, "b": {"c": 2, "d": 3}}) is None
-    assert config.difference(old, {"a": 1, "b": {"c": 2, "d": 4}}) == "b.d"
-    assert config.difference(old, {"a": 1, "b": {"c": 2, "d": 3, "e": 1}}) == "b.e"
+    assert config.difference(old, {"a": 1, "b": {"c": 2, "d": 4}}) == "b.d: 3 and 4"
+    assert config.difference(old, {"a": 1, "b": {"c": 2, "d": 3, "e": 1}}) == "b.e: null and 1"
 
 
 def test_config_dir_holds_the_shipped_recipes() -> None:

@@ -138,8 +138,10 @@ class LatentPolicy(nn.Module):
             self.cfg.controller.commands_per_latent,
             len(self.robot["action_names"]),
         )
+        for observation in observations:
+            self._check_words(observation)
         frames_BVHWC = np.stack([self._views_VHWC(observation) for observation in observations])
-        state_BP = np.stack([observation["state"] for observation in observations])
+        state_BP = np.stack([self._state_P(observation) for observation in observations])
         return Demo(
             frames_BVCHW=torch.from_numpy(frames_BVHWC).permute(0, 1, 4, 2, 3),
             view_mask_BV=torch.ones(b, v, dtype=torch.bool),
@@ -148,6 +150,26 @@ class LatentPolicy(nn.Module):
             action_mask_BKR=torch.zeros(b, k, r, dtype=torch.bool),
             text=tuple(observation["instruction"] for observation in observations),
         )
+
+    def _check_words(self, observation: Observation) -> None:
+        missing = [key for key in ("images", "state", "instruction") if key not in observation]
+        if missing:
+            found = ", ".join(observation) or "nothing"
+            raise UserError(f"expected {missing[0]} in the observation, found {found}: add it")
+        if not isinstance(observation["instruction"], str):
+            raise UserError(
+                f"expected the instruction in words, found {observation['instruction']!r}: give text, or ''"
+            )
+
+    def _state_P(self, observation: Observation) -> np.ndarray:
+        names = self.robot["state_names"]
+        state_P = np.asarray(observation["state"], dtype=np.float32)
+        if state_P.shape != (len(names),) or not np.isfinite(state_P).all():
+            raise UserError(
+                f"expected a state of {len(names)} finite numbers ({', '.join(names)}), found {state_P}: "
+                "give what the policy learnt from, in that order"
+            )
+        return state_P
 
     def _views_VHWC(self, observation: Observation) -> np.ndarray:
         missing = [name for name in self.cameras if name not in observation["images"]]

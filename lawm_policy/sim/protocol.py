@@ -8,7 +8,7 @@ import errno
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -173,19 +173,6 @@ def describe(suite: Suite, actor: Actor, card: Mapping[str, Any], execute: int, 
         "versions": {name: version(name) for name in suite.simulators},
         **suite.rules,
     }
-
-
-def difference(a: Any, b: Any, path: str = "") -> str | None:
-    """The first key in which two protocols differ, as "visuals.distractors: 0 and 2"."""
-    return next(differences(a, b, path), None)
-
-
-def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        for key in sorted({*a, *b}):
-            yield from differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
-    elif a != b:
-        yield f"{path}: {json.dumps(a)} and {json.dumps(b)}"
 
 
 def paired(ours: Iterable[Record], theirs: Iterable[Record]) -> list[tuple[Record, Record]]:

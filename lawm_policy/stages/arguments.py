@@ -26,7 +26,7 @@ class PretrainArgs:
     force: bool = False
     """replace an existing run"""
     show: bool = False
-    """print the configuration, every key with its meaning, and end; needs neither --data nor --out"""
+    """print the configuration, every key and what is said of it, and end; needs neither --data nor --out"""
     overrides: tyro.conf.Suppress[tuple[tuple[str, str], ...]] = ()
 
     @classmethod
@@ -61,7 +61,7 @@ class FinetuneArgs:
     force: bool = False
     """replace an existing run"""
     show: bool = False
-    """print the configuration, every key with its meaning, and end; needs neither --data nor --out"""
+    """print the configuration, every key and what is said of it, and end; needs neither --data nor --out"""
     overrides: tyro.conf.Suppress[tuple[tuple[str, str], ...]] = ()
 
     @classmethod

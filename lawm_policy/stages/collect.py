@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lawm_policy.config import difference
 from lawm_policy.console import progress, say
 from lawm_policy.data.layout import REQUEST, write_json
 from lawm_policy.data.store_writer import EpisodeShape, StoreWriter, stage
@@ -26,7 +27,7 @@ from lawm_policy.sim.experts_tabletop import play, rollout
 from lawm_policy.sim.kinematics import load_chain
 from lawm_policy.sim.libero_assets import check_ready
 from lawm_policy.sim.libero_premise import BrokenPremise
-from lawm_policy.sim.protocol import SPLITS, difference
+from lawm_policy.sim.protocol import SPLITS
 from lawm_policy.sim.suites import TABLETOP, suite_named
 from lawm_policy.sim.tabletop_env import CONTROL_HZ, TabletopEnv
 from lawm_policy.sim.tabletop_scene import CAMERAS

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import tyro
 
 from lawm_policy import stats
+from lawm_policy.config import differences
 from lawm_policy.console import say
 from lawm_policy.runs import check_file, write_text
 from lawm_policy.sim import protocol
@@ -81,7 +82,12 @@ def compare(side_a: Sequence[Path], side_b: Sequence[Path], *, across: bool = Fa
     summaries = [protocol.read_summary(folder) for folder in (*side_a, *side_b)]
     unlike: dict[str, None] = {}  # in order, each once
     for folder, summary in zip((*side_a[1:], *side_b), summaries[1:], strict=True):
-        found = list(protocol.differences(summaries[0]["protocol"], summary["protocol"]))
+        found = list(differences(summaries[0]["protocol"], summary["protocol"]))
+        if suites := [line for line in found if line.startswith("suite:")]:
+            raise UserError(
+                f"expected evaluations of one suite, found another {suites[0]} in {side_a[0]} and {folder}: "
+                "compare those of one"
+            )
         if found and not across:
             raise UserError(
                 f"expected equal protocols, found other {found[0]} in {side_a[0]} and {folder}: "

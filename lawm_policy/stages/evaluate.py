@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from lawm_policy.config import differences
 from lawm_policy.console import progress, say
 from lawm_policy.runs import check_writable, versions, write_text
 from lawm_policy.sim import protocol
@@ -364,7 +365,7 @@ def _recover(out: Path, summary: dict[str, Any], cells: list[Episode]) -> list[R
         told = json.loads(json.dumps(summary[part]))
         # Where the checkpoint lies does not matter; which one it is does.
         told["run"], was = None, {**before.get(part, {}), "run": None}
-        if found := protocol.difference(was, told, part):
+        if found := next(differences(was, told, part), None):
             raise UserError(f"expected to go on with {out}, found another {found}: choose another --out")
     if "versions" in before:  # of those who began it
         summary["earlier"] = [*before.get("earlier", []), before["versions"]]

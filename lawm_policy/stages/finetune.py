@@ -71,7 +71,9 @@ def run(args: FinetuneArgs) -> int:
         resume=args.resume,
         force=args.force,
     )
-    return 143 if result.stopped == "sigterm" else 0
+    stopped = result.stopped == "sigterm"
+    say(f"{result}: {args.out}{' (--resume goes on)' if stopped else ''}")
+    return 143 if stopped else 0
 
 
 def finetune(
@@ -128,6 +130,7 @@ def finetune(
         cfg,
         data=learnt_from,
         seeds={"train": cfg.train.seed, "draw": draw},
+        asked={"--demos": demos, "--draw": draw, "--train": train, "fresh": list(fresh)},
         resume=resume,
         force=force,
     )

@@ -75,7 +75,9 @@ def run(args: PretrainArgs) -> int:
         print(explain(resolved), end="")
         return 0
     result = pretrain(cfg, args.data, args.out, resume=args.resume, force=args.force)
-    return 143 if result.stopped == "sigterm" else 0
+    stopped = result.stopped == "sigterm"
+    say(f"{result}: {args.out}{' (--resume goes on)' if stopped else ''}")
+    return 143 if stopped else 0
 
 
 def pretrain(

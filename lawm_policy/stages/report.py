@@ -11,12 +11,13 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from lawm_policy.config import differences
 from lawm_policy.console import say
 from lawm_policy.runs import check_file, write_text
 from lawm_policy.sim import protocol
@@ -62,6 +63,8 @@ class ReportArgs:
 def run(args: ReportArgs) -> int:
     """Writes the page and says where it is."""
     check_file(args.out, "--out", force=args.force)
+    if args.out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"expected a name that ends in .html for --out, found {args.out}: rename it")
     within(args, films="[0, inf)")
     text = build(read(args.folders), args.title, args.summary, args.films)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -143,9 +146,8 @@ def _results(evaluations: list[Evaluation], compared: dict[str, Any] | None) -> 
         "counted apart, never as a failure.</p>",
     ]
     first = evaluations[0].summary["protocol"]
-    other = next(
-        (d for e in evaluations[1:] if (d := protocol.difference(first, e.summary["protocol"]))), None
-    )
+    unlike = (differences(first, e.summary["protocol"]) for e in evaluations[1:])
+    other = next(chain.from_iterable(unlike), None)
     pairs = (protocol.paired(evaluations[0].records, e.records) for e in evaluations[1:])
     apart = next((said for pair in pairs if (said := protocol.other_starts(pair))), None)
     if other or apart:

@@ -42,6 +42,21 @@ def test_commands_are_offsets_from_the_joints_as_they_are() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"state": np.zeros(4)}, "expected a state of 3 finite numbers"),
+        ({"state": np.array([0.0, np.nan, 0.0])}, "nan"),
+        ({"instruction": 3}, "expected the instruction in words, found 3"),
+        ({"instruction": ...}, "expected instruction in the observation, found images, state: add it"),
+    ],
+)
+def test_an_observation_that_means_nothing_is_refused(wrong: dict[str, object], said: str) -> None:
+    seen = {key: value for key, value in {**observation(), **wrong}.items() if value is not ...}
+    with pytest.raises(UserError, match=said):
+        build().act(seen)
+
+
 def test_a_latent_is_decoded_from_itself_and_earlier_ones() -> None:
     policy = build()
     z, state, view = torch.randn(1, tiny.CHUNK, 8), torch.randn(1, 3), torch.randn(1, 2, 32)

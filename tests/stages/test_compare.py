@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from lawm_policy.sim import protocol
 from lawm_policy.sim.protocol import Record
 from lawm_policy.stages import compare
 from lawm_policy.stages.compare import CompareArgs
@@ -153,9 +152,3 @@ def test_across_protocols_is_allowed_by_a_flag_and_marked(tmp_path, capsys):
         (folder / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(UserError, match=r"the same starts, found other libero\.initial"):
         compare.compare([a], [b], across=True)
-
-
-def test_difference_names_the_first_key():
-    assert protocol.difference({"a": 1, "b": {"c": [1]}}, {"a": 1, "b": {"c": [1]}}) is None
-    assert protocol.difference({"b": {"c": [1]}}, {"b": {"c": [2]}}) == "b.c: [1] and [2]"
-    assert protocol.difference({"a": 1}, {}) == "a: 1 and null"

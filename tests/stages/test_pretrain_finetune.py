@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -125,13 +126,15 @@ def test_the_pretrained_parts_speak_the_protocol(work: Path) -> None:
 
 def test_finetuning_says_what_came_from_pretraining(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert finetune(work, "finetuned", "--init", str(work / "pretrained"), "--demos", "2") == 0
+    told = capsys.readouterr().err
+    assert re.search(rf"trained: \d+ steps, .*held-out loss [\d.]+ .*: {work / 'finetuned'}$", told.strip())
     policy = lp.load_policy(work / "finetuned")
     controller = sum(name.startswith("controller.") for name, _ in policy.named_parameters())
     whole = len(policy.state_dict())
     said = (
         f"loaded {whole - controller} of {whole} tensors from pretraining; fresh: controller ({controller})"
     )
-    assert said in "".join(capsys.readouterr())
+    assert said in told
 
 
 def test_what_came_from_pretraining_is_what_it_trained(work: Path) -> None:
@@ -187,6 +190,24 @@ def test_a_finetuning_is_resumed_from_what_it_began_with_or_not_at_all(
     for start in ([], ["--init", str(work / "other")]):
         assert finetune(work, "begun", *start, "--resume") == 2
         assert "the run that it starts from" in capsys.readouterr().err
+
+
+def test_a_finetuning_is_resumed_by_the_request_that_began_it(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also before its first checkpoint."""
+    begun = ["--init", str(work / "pretrained")]
+    assert finetune(work, "asked", *begun, "--demos", "2") == 0
+    shutil.rmtree(work / "asked" / "checkpoints")
+    for more, said in (
+        (["--demos", "1"], "--demos: 2 and 1"),
+        (["--demos", "2", "--draw", "3"], "--draw: 0 and 3"),
+        (["--demos", "2", "--train", "controller"], '--train: "all" and "controller"'),
+        (["--demos", "2", "--set", "pretrained_lr=0.5"], "pretrained_lr: 1.0 and 0.5"),
+    ):
+        capsys.readouterr()
+        assert finetune(work, "asked", *begun, *more, "--resume") == 2
+        assert f"found another {said}: give another --out" in capsys.readouterr().err
 
 
 def test_resuming_gives_what_was_never_stopped(work: Path) -> None:

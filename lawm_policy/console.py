@@ -44,9 +44,8 @@ class Lines(Bar):
 
     def __str__(self) -> str:
         here = self.before + self.done
-        parts = [
-            f"{self.what}: {here:.0f}{'' if self.total is None else f' of {self.total:.0f}'} {self.unit}"
-        ]
+        of = "" if self.total is None else f" of {self.total:.0f}"
+        parts = [f"{self.what}: {here:.0f}{of} {self.unit}".rstrip()]
         if self.total is not None and self.done:
             parts.append(f"{(self.total - here) / self.rate / 60:.0f} minutes left")
         return ", ".join([*parts, *filter(None, [self.note])])

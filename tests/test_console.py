@@ -22,7 +22,7 @@ def test_of_several_processes_one_tells(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(console, "QUIET", 0.0)
-    for rank, told in (("1", ""), ("0", "train: 1 of 3 , 0 minutes left\n")):
+    for rank, told in (("1", ""), ("0", "train: 1 of 3, 0 minutes left\n")):
         monkeypatch.setenv("RANK", rank)
         with console.progress("train", 3) as bar:
             bar.advance()

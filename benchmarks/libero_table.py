@@ -21,7 +21,7 @@ FIFTY_GOALS = {"libero_object": ">= 98", "libero_spatial": ">= 95", "libero_goal
 
 def table(study: LiberoStudy, args: Args) -> None:
     chosen = judged(study, args)
-    rows = pilot_rows(study) + expert_rows(study)
+    rows = pilot_rows(study) + tuning_rows(study, args, chosen or {}) + expert_rows(study)
     for suite in chosen or {}:
         for start in STARTS:
             rows += cell_rows(study, args, suite, start, chosen or {})
@@ -79,6 +79,24 @@ def pilot_rows(study: LiberoStudy) -> list[dict[str, Any]]:
 def begun_by(done: Mapping[str, Any]) -> dict[str, str]:
     """Of a pilot: it decides what is asked, by the code of its day, and is compared with nothing."""
     return {"says": f"by {done['begun_by'][:9]}"} if "begun_by" in done else {}
+
+
+def tuning_rows(study: LiberoStudy, args: Args, cases: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Every trial that has been played: each arm had as many."""
+    rows = []
+    for suite, n in list(cases.items())[:1]:
+        for arm in (arm for arm in arms(args.recipe) if not arm.settings_of):
+            for trial, settings in enumerate(arm.trials):
+                if (done := study.result(f"tune/{suite}/n{n}/{arm.name}/{trial}")) is not None:
+                    row = {
+                        "suite": suite,
+                        "n": n,
+                        "start": f"{MAIN}, validation",
+                        "arm": f"{arm.name} (tuning)",
+                    }
+                    says = ", ".join(f"{key} {value}" for key, value in settings)
+                    rows.append(row | {"says": says, "mean": 100 * rate(done), **share(done)})
+    return rows
 
 
 def expert_rows(study: LiberoStudy) -> list[dict[str, Any]]:
@@ -179,7 +197,7 @@ def fifty_rows(study: LiberoStudy, args: Args) -> list[dict[str, Any]]:
 def share(done: Mapping[str, Any]) -> dict[str, Any]:
     marks = "".join(done["successes"].values())
     found = wilson(marks.count("1"), marks.count("1") + marks.count("0"))
-    return {"interval": (100 * found.low, 100 * found.high)}
+    return {"interval": (100 * found.low, 100 * found.high), "states": len(marks.replace("-", ""))}
 
 
 def targets(

@@ -119,6 +119,15 @@ def test_a_blind_policy_that_is_nearly_as_good_proves_that_nothing_is_shown(stud
     }
 
 
+def test_every_trial_of_tuning_is_told(study):
+    write(study, "tune/libero_goal/n5/scratch/2", {"t": "1100", "u": "0-00"})
+    rows = libero_table.tuning_rows(study, libero_arms.Args(), {"libero_goal": 5, "libero_object": 1})
+    assert [(row["arm"], row["says"], row["states"]) for row in rows] == [
+        ("scratch (tuning)", "train.lr 2e-3", 7)
+    ]
+    assert rows[0]["mean"] == pytest.approx(200 / 7)
+
+
 def test_what_sees_is_compared_with_blind_over_shared_seeds_and_without_the_headroom():
     def at(*rates):
         return {seed: {"successes": {"t": "1" * r + "0" * (10 - r)}} for seed, r in enumerate(rates)}

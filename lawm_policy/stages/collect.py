@@ -35,6 +35,7 @@ from lawm_policy.sim.tabletop_tasks import TASKS, select_tasks
 from lawm_policy.sim.workers import Outcome, check_workers, cuda_in_use, run_jobs
 from lawm_policy.stages import collect_libero
 from lawm_policy.stages.collect_args import ONLY, CollectArgs, Played, Slot, closing
+from lawm_policy.stages.replacing import replacing, settle
 from lawm_policy.types import NO_ROOM, UserError
 
 PLAY = "play"
@@ -53,12 +54,20 @@ class Done(NamedTuple):
 def run(args: CollectArgs) -> int:
     args = _resolved(args)
     slots = _check(args)
-    out = check_out(args.out, resume=args.resume, force=args.force, marker=REQUEST)
+    settle(args.out)
+    check_out(args.out, resume=args.resume, force=args.force, marker=REQUEST)
     made_with = _made_with(args)
     _check_rendering(args)
-    if args.force and not args.resume and out.exists():
-        shutil.rmtree(out)
-    _check_request(out, args, made_with)
+    with replacing(args.out, resume=args.resume, force=args.force) as out:
+        _check_request(out, args, made_with)
+        there, errors = _fill(out, args, slots)
+        if not there and out != args.out:
+            shutil.rmtree(out)
+    return 1 if errors else 0
+
+
+def _fill(out: Path, args: CollectArgs, slots: list[Slot]) -> tuple[int, int]:
+    """Collects into `out`, and tells; returns how many episodes are there, and how many errors there were."""
     collect = _collect_demos if args.kind == "demos" else _collect_videos
     tally: Counter[str] = Counter()
     given_up: Counter[str] = Counter()
@@ -84,7 +93,7 @@ def run(args: CollectArgs) -> int:
         + (f", {already} were there already" if already else "")
         + f"; the expert failed {tally['failures']} times, {given_up.total()} episodes were given up"
     )
-    return 1 if errors else 0
+    return tally["kept"] + already, len(errors)
 
 
 # ---------------------------------------------------------------------- what was asked for

@@ -79,7 +79,7 @@ class CollectArgs:
     resume: bool = False
     """Go on where this collection stopped."""
     force: bool = False
-    """Replace an earlier collection."""
+    """Replace an earlier collection, when the new one is complete."""
 
 
 class Slot(NamedTuple):

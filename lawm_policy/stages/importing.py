@@ -35,6 +35,7 @@ from lawm_policy.data.video import VideoError, scan_packets
 from lawm_policy.data.video_import import SourceEpisode, find_videos, stage_videos
 from lawm_policy.runs import check_writable
 from lawm_policy.sim.libero_robot import CONTROL_HZ, panda_card
+from lawm_policy.stages.replacing import replacing, settle
 from lawm_policy.types import UserError
 
 REPORT = "import_report.json"
@@ -89,7 +90,7 @@ class ImportArgs:
     resume: bool = False
     """Go on with an import that was interrupted, or add what is new."""
     force: bool = False
-    """Replace an existing store."""
+    """Replace an existing store, when the new one is complete."""
 
 
 ONLY = {  # options that mean nothing to other kinds
@@ -124,13 +125,37 @@ class Plan:
 def run(args: ImportArgs) -> int | None:
     _check(args)
     plan = {"videos": _videos, "libero": _libero, "lerobot": _lerobot}[args.kind](args)
-    shape, where = plan.shape, ", ".join(map(str, args.source))
+    where = ", ".join(map(str, args.source))
     failed = [{"file": file, "reason": reason} for file, reason in plan.failed]
     if not plan.episodes:
         raise _nothing(plan, where, failed)
+    settle(args.out)
     fresh = _prepare(args)
+    with replacing(args.out, resume=args.resume, force=args.force) as out:
+        told = _fill(out, args, plan, failed)
+        imported, present, frames = told["imported"], told["already_there"], told["frames"]
+        if not imported and not present:
+            if fresh or out != args.out:
+                shutil.rmtree(out)
+            raise _nothing(plan, where, failed)
+        fps, cameras = plan.shape.fps, list(plan.shape.cameras)
+        shape = {"source": where, "fps": fps, "size": args.size, "cameras": cameras}
+        write_json(out / REPORT, {**shape, **told, "failed": failed})
+    for item in failed:
+        print(f"skipped {item['file']}: {item['reason']}")
+    there = f", {present} were already there" if present else ""
+    print(
+        f"imported {imported} episodes ({frames} frames at {fps} Hz, {args.size} px, cameras "
+        f"{', '.join(cameras)}){there}, skipped {len(failed)}: {args.out} (details in {REPORT})"
+    )
+    return 0
+
+
+def _fill(out: Path, args: ImportArgs, plan: Plan, failed: list[dict[str, str]]) -> dict[str, Any]:
+    """Imports into the store at `out`, and adds to `failed`."""
+    shape = plan.shape
     writer = StoreWriter(
-        args.out,
+        out,
         fps=shape.fps,
         cameras=shape.cameras,
         state_names=shape.state_names,
@@ -153,31 +178,8 @@ def run(args: ImportArgs) -> int | None:
                 failed.append({"file": episode.source, "reason": problem})
             seconds = time.monotonic() - started
             bar.advance(1, note=f"{frames / max(seconds, 1e-9):.0f} frames/s, {len(failed)} unreadable")
-    if not imported and not present:
-        if fresh:
-            shutil.rmtree(args.out)
-        raise _nothing(plan, where, failed)
-    cameras = list(shape.cameras)
-    report = {
-        "source": where,
-        "fps": shape.fps,
-        "size": args.size,
-        "cameras": cameras,
-        "imported": imported,
-        "already_there": present,
-        "frames": frames,
-        "seconds": round(time.monotonic() - started, 2),
-        "failed": failed,
-    }
-    write_json(args.out / REPORT, report)
-    for item in failed:
-        print(f"skipped {item['file']}: {item['reason']}")
-    there = f", {present} were already there" if present else ""
-    print(
-        f"imported {imported} episodes ({frames} frames at {shape.fps} Hz, {args.size} px, cameras "
-        f"{', '.join(cameras)}){there}, skipped {len(failed)}: {args.out} (details in {REPORT})"
-    )
-    return 0
+    seconds = round(time.monotonic() - started, 2)
+    return {"imported": imported, "already_there": present, "frames": frames, "seconds": seconds}
 
 
 def _nothing(plan: Plan, where: str, failed: list[dict[str, str]]) -> UserError:
@@ -214,7 +216,7 @@ def _check(args: ImportArgs) -> None:
 
 
 def _check_apart(args: ImportArgs) -> None:
-    """--force empties --out: no source may lie there. A folder below SRC will do, where what is in it is no
+    """--force replaces --out: no source may lie there. A folder below SRC will do, where what is in it is no
     source; a dataset is read whole."""
     out = args.out.resolve()
     for source in (path.resolve() for path in args.source):
@@ -302,7 +304,7 @@ def _rate(text: str, episodes: list[SourceEpisode]) -> int:
 
 
 def _prepare(args: ImportArgs) -> bool:
-    """Clears the output where that was asked for; says whether this run creates it."""
+    """Refuses an output that is occupied, unless it may be; says whether this run creates it."""
     occupied = args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir()))
     check_writable(args.out)
     if not occupied or args.resume:
@@ -313,7 +315,6 @@ def _prepare(args: ImportArgs) -> bool:
         )
     if not (args.out / INFO).exists():
         raise UserError(f"expected --force to replace an episode store, found something else at {args.out}")
-    shutil.rmtree(args.out)
     return True
 
 

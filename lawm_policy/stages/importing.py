@@ -46,9 +46,9 @@ LIBERO_NAMES = {"image": "front", "image2": "wrist", "wrist_image": "wrist"}  # 
 class ImportArgs:
     """Videos, or demonstrations of others, into an episode store.
 
-    videos: every mp4, webm, avi, mov and mkv below SRC becomes an episode: the centre square, reduced by
-    area averaging, at one constant rate (the frame nearest in time), turned as its rotation flag says.
-    NAME.front.mp4 beside NAME.wrist.mp4 are two views of one episode. NAME.txt, or a line
+    videos: every mp4, webm, avi, mov and mkv below SRC becomes an episode: the centre square, reduced (by
+    area averaging) or enlarged to --size, at one constant rate (the frame nearest in time), turned as its
+    rotation flag says. NAME.front.mp4 beside NAME.wrist.mp4 are two views of one episode. NAME.txt, or a line
     {"file": "NAME.mp4", "text": "..."} in a captions.jsonl, is its caption. The topmost folder it lies in
     (arm/, hand/) names its embodiment; of what `lawm collect` wrote, the topmost in that collection.
 
@@ -191,10 +191,10 @@ def _nothing(plan: Plan, where: str, failed: list[dict[str, str]]) -> UserError:
 
 
 def _check(args: ImportArgs) -> None:
-    if args.size < 16 or args.size % 2 or args.workers < 1:
-        raise UserError(
-            f"expected an even --size of at least 16 and --workers >= 1, found {args.size}, {args.workers}"
-        )
+    if args.size < 16 or args.size % 2:
+        raise UserError(f"expected an even --size of at least 16, found {args.size}: choose one")
+    if args.workers < 1:
+        raise UserError(f"expected --workers of at least 1, found {args.workers}: change it")
     usual = {f.name: f.default for f in fields(args)}
     for name, kinds in ONLY.items():
         if args.kind not in kinds and getattr(args, name) != usual[name]:
@@ -205,13 +205,11 @@ def _check(args: ImportArgs) -> None:
         raise UserError(f"expected SRC, what is to be imported as {args.kind}, found nothing: name a folder")
     if args.kind != "libero":
         if len(args.source) > 1:
-            raise UserError(
-                f"expected one folder, found {len(args.source)}: import each into a store of its own"
-            )
+            raise UserError(f"expected one folder, found {len(args.source)}: import each apart")
         if not args.source[0].is_dir():
             found = "a file" if args.source[0].exists() else "nothing"
             what = "videos" if args.kind == "videos" else "a dataset"
-            raise UserError(f"expected a folder of {what} at {args.source[0]}, found {found}")
+            raise UserError(f"expected a folder of {what} at {args.source[0]}, found {found}: name a folder")
     _check_apart(args)
 
 
@@ -229,8 +227,17 @@ def _check_apart(args: ImportArgs) -> None:
 def _videos(args: ImportArgs) -> Plan:
     source = args.source[0]
     episodes = find_videos(source, args.camera, args.views, exclude=args.out)
+    below = {folder for e in episodes for file in e.files.values() for folder in file.parents}
+    for folder in sorted({source, *below}):
+        if folder.is_relative_to(source) and (folder / INFO).is_file():
+            raise UserError(
+                f"expected ordinary videos below {source}, found an episode store at {folder}: give that to "
+                "--data as it is, or to `lawm import lerobot`"
+            )
     if not episodes:
-        raise UserError(f"expected videos (mp4, webm, avi, mov, mkv) below {source}, found none")
+        raise UserError(
+            f"expected mp4, webm, avi, mov or mkv below {source}, found none: name another folder"
+        )
     used = {camera for episode in episodes for camera in episode.files}
     ordered = [c for c in args.views if c in used] + sorted(used - set(args.views))
     shape = EpisodeShape(fps=_rate(args.fps, episodes), cameras={c: (args.size, args.size) for c in ordered})
@@ -285,7 +292,7 @@ def _demo_shape(args: ImportArgs, card: dict[str, Any]) -> EpisodeShape:
 def _pair(word: str) -> tuple[str, str]:
     theirs, equals, ours = word.partition("=")
     if not (theirs and equals and ours):
-        raise UserError(f"expected --rename as image=front, found {word!r}")
+        raise UserError(f"expected --rename as image=front, found {word!r}: correct it")
     return theirs, ours
 
 
@@ -299,7 +306,7 @@ def _rate(text: str, episodes: list[SourceEpisode]) -> int:
                 continue  # listed as unreadable when its turn comes
         return max(1, round(sorted(rates)[len(rates) // 2])) if rates else 20
     if not text.isdigit() or not 1 <= int(text) <= 240:
-        raise UserError(f"expected --fps from 1 to 240, or native, found {text!r}")
+        raise UserError(f"expected --fps from 1 to 240, or native, found {text!r}: choose one")
     return int(text)
 
 
@@ -314,7 +321,9 @@ def _prepare(args: ImportArgs) -> bool:
             f"expected a new folder, found {args.out}: add --resume to go on or --force to replace it"
         )
     if not (args.out / INFO).exists():
-        raise UserError(f"expected --force to replace an episode store, found something else at {args.out}")
+        raise UserError(
+            f"expected an episode store at {args.out} to --force, found something else: give another --out"
+        )
     return True
 
 

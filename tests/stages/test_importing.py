@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_videos import level, make_video, read_step
+from made_videos import level, make_store, make_video, read_step
 
 from lawm_policy.cli import main
 from lawm_policy.data.layout import WORK
@@ -163,6 +163,34 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path, capsys: pytest.
     for more in ([], ["--force"]):
         assert run_import(tmp_path / "good", tmp_path / "taken", *more) == 2
     assert (tmp_path / "taken" / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "said"),
+    [
+        (
+            "store",
+            [],
+            "found an episode store at {0}/store: give that to --data as it is, or to",
+        ),
+        (".", [], "found an episode store at {0}/store: give that to --data as it is"),
+        ("empty", [], "below {0}/empty, found none: name another folder"),
+        ("a.mp4", [], "expected a folder of videos at {0}/a.mp4, found a file: name a folder"),
+        (".", ["--fps", "0"], "expected --fps from 1 to 240, or native, found '0': choose one"),
+        (".", ["--workers", "0"], "expected --workers of at least 1, found 0: change it"),
+        (".", ["--size", "0"], "expected an even --size of at least 16, found 0: choose one"),
+    ],
+)
+def test_mistakes_say_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, more: list[str], said: str
+) -> None:
+    make_video(tmp_path / "a.mp4", STEADY[:6])
+    (tmp_path / "empty").mkdir()
+    if not more:
+        make_store(tmp_path / "store", episodes=1, length=2)
+    assert run_import(tmp_path / source, tmp_path / "out", *more) == 2
+    told = capsys.readouterr().err.strip()
+    assert said.format(tmp_path) in told and "\n" not in told and not (tmp_path / "out").exists()
 
 
 def test_resume_adds_what_is_new_and_force_starts_over(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def _resolved(args: CollectArgs) -> CollectArgs:
             args,
             embodiment=args.embodiment or "arm6",
             command=args.command or "joint",
-            size=args.size or 64,
+            size=args.pixels,
         )
     return collect_libero.resolved(args)
 
@@ -130,7 +130,7 @@ def _check(args: CollectArgs) -> list[Slot]:
         )
     if args.fps not in (20, 10, 5, 4):
         raise UserError(f"expected --fps 20, 10, 5 or 4, found {args.fps}: choose one")
-    if args.size % 2 or not 16 <= args.size <= 640:
+    if args.pixels % 2 or not 16 <= args.pixels <= 640:
         raise UserError(f"expected an even --size from 16 to 640, found {args.size}: choose one")
     if not 0 <= args.caption_rate <= 1:
         raise UserError(f"expected --caption-rate from 0 to 1, found {args.caption_rate}: choose one")
@@ -155,7 +155,7 @@ def _bodies(args: CollectArgs) -> tuple[str, ...]:
 def _tabletop_slots(args: CollectArgs, bodies: tuple[str, ...]) -> list[Slot]:
     for body in bodies:
         load_chain(body)
-    tasks = select_tasks(args.tasks or ("all" if args.kind == "demos" else "train"))
+    tasks = select_tasks(("all" if args.kind == "demos" else "train") if args.tasks is None else args.tasks)
     number = {name: index for index, name in enumerate(TASKS)}
     slots = []
     for body in bodies:
@@ -192,7 +192,7 @@ def _open_env(args: CollectArgs, **settings: Any) -> Any:
     if args.suite != TABLETOP:
         return collect_libero.open_env(args)
     command = args.command or "joint"
-    return TabletopEnv(embodiment=_bodies(args)[0], command=command, size=args.size, **settings)
+    return TabletopEnv(embodiment=_bodies(args)[0], command=command, size=args.pixels, **settings)
 
 
 def _made_with(args: CollectArgs) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def _collect_demos(out: Path, args: CollectArgs, slots: list[Slot]) -> Iterator[
     with StoreWriter(
         out,
         fps=CONTROL_HZ,
-        cameras={camera: (args.size, args.size) for camera in CAMERAS},
+        cameras={camera: (args.pixels, args.pixels) for camera in CAMERAS},
         state_names=card["state_names"],
         action_names=card["action_names"],
         robot=card,
@@ -365,7 +365,7 @@ def _performer(args: CollectArgs) -> Any:
             envs[slot.embodiment] = TabletopEnv(
                 embodiment=slot.embodiment,
                 command=args.command or "joint",
-                size=args.size,
+                size=args.pixels,
                 distractors=args.distractors,
             )
         env = envs[slot.embodiment]

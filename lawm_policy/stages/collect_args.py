@@ -64,7 +64,7 @@ class CollectArgs:
     """The first scene."""
     shared_scenes: bool = False
     """tabletop: every task in the same scenes; else each episode has a scene of its own."""
-    size: Annotated[int, tyro.conf.arg(help_behavior_hint="(left out: 64; LIBERO: 128)")] = 0
+    size: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(left out: 64; LIBERO: 128)")] = None
     """Pixels of the images' side (even)."""
     protocol: str = "lawm+fresh+lite"
     """LIBERO: where episodes begin, and how they are rendered."""
@@ -80,6 +80,11 @@ class CollectArgs:
     """Go on where this collection stopped."""
     force: bool = False
     """Replace an earlier collection, when the new one is complete."""
+
+    @property
+    def pixels(self) -> int:
+        """`size`, where it was left out too."""
+        return (64 if self.suite == TABLETOP else 128) if self.size is None else self.size
 
 
 class Slot(NamedTuple):

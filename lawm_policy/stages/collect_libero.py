@@ -27,13 +27,13 @@ def resolved(args: CollectArgs) -> CollectArgs:
         args,
         embodiment=args.embodiment or EMBODIMENT,
         command=args.command or "ee",
-        size=args.size or 128,
+        size=args.pixels,
     )
 
 
 def check(args: CollectArgs) -> list[Slot]:
     """The episodes that are asked for: seeds of drawn states, the same for each task."""
-    if args.size not in SIZES:
+    if args.pixels not in SIZES:
         raise UserError(f"expected --size 64, 128 or 256 for LIBERO, found {args.size}: choose one")
     if args.embodiment != EMBODIMENT:
         raise UserError(f"expected --embodiment panda for LIBERO, found {args.embodiment}: leave it out")
@@ -59,7 +59,7 @@ def check(args: CollectArgs) -> list[Slot]:
         )
     return [
         Slot(EMBODIMENT, task, args.seed + k, EMBODIMENT)
-        for task in choose(args.suite, args.tasks or "all")
+        for task in choose(args.suite, "all" if args.tasks is None else args.tasks)
         for k in range(args.episodes)
     ]
 
@@ -67,14 +67,14 @@ def check(args: CollectArgs) -> list[Slot]:
 def rules_of(args: CollectArgs) -> LiberoProtocol:
     """The protocol, rendered as large as the images shall be."""
     rules = protocol_named(args.protocol)
-    return rules if args.size <= rules.resolution else replace(rules, resolution=args.size)
+    return rules if args.pixels <= rules.resolution else replace(rules, resolution=args.pixels)
 
 
 def open_env(args: CollectArgs, task: str | None = None) -> LiberoEnv:
     from lawm_policy.sim.libero_env import LiberoEnv
 
-    name = choose(args.suite, args.tasks or "all")[0] if task is None else task
-    return LiberoEnv(name, size=args.size, protocol=rules_of(args))
+    name = choose(args.suite, "all" if args.tasks is None else args.tasks)[0] if task is None else task
+    return LiberoEnv(name, size=args.pixels, protocol=rules_of(args))
 
 
 def card(args: CollectArgs) -> dict[str, Any]:

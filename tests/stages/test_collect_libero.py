@@ -30,6 +30,7 @@ def ask(out, **more):
     [
         ({"tasks": "10"}, "0-9, found '10'"),
         ({"size": 96}, "--size 64, 128 or 256"),
+        ({"size": 0}, "found 0"),
         ({"embodiment": "hand"}, "--embodiment panda"),
         ({"play": 2}, "--play with tabletop alone, found it with libero_object demos"),
         ({"play_seconds": 2.0}, "--play-seconds with tabletop alone"),

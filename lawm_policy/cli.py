@@ -13,7 +13,9 @@ import dataclasses
 import io
 import os
 import re
+import shutil
 import sys
+import textwrap
 import traceback
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -100,7 +102,7 @@ def parse(args_class: type[Any], argv: Sequence[str], prog: str) -> Any:
                 args=rest,
                 default=args_class.to_show() if "show" in names and "--show" in rest else None,
                 prog=prog,
-                description=description,
+                description=_paragraphs(description),
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
             )
     except SystemExit as stop:
@@ -108,6 +110,16 @@ def parse(args_class: type[Any], argv: Sequence[str], prog: str) -> Any:
             return None
         raise UserError(_one_line(err.getvalue(), prog)) from None
     return dataclasses.replace(args, overrides=overrides) if overrides else args
+
+
+def _paragraphs(text: str) -> str:
+    """Filled to the terminal's width, which the parser does not do; it keeps line breaks before an indent."""
+    width = shutil.get_terminal_size().columns
+    return "\n\n".join(
+        textwrap.fill(paragraph, width, subsequent_indent="  ", break_on_hyphens=False)
+        for part in re.split(r"\n\s*\n", text)
+        if (paragraph := " ".join(part.split()))
+    )
 
 
 @contextlib.contextmanager
@@ -217,12 +229,9 @@ _BAD_VALUES = (
     (r"could not convert string to float: ('.*?') .*", "expected a number for {0}, found {1}"),
     (r"(.*?) Argument helptext.*", "expected a valid {0}, found {1}"),
 )
+_BAD_CHOICE = r"Invalid choice invalid choice (.*?) for argument '(.*?)'. Expected one of \((.*?),?\).*"
 _PARSER_MESSAGES = (
     *((r"Value error Error parsing ([^\s:]+).*?: " + pattern, form) for pattern, form in _BAD_VALUES),
-    (
-        r"Invalid choice invalid choice (.*?) for argument '(.*?)'. Expected one of \((.*?),?\).*",
-        "expected {1} among {2}, found {0}",
-    ),
     (r"Missing argument Missing value for argument '(.*?)'.*", "expected a value after {0}, found none"),
     (
         r"Unrecognized options Unrecognized options: (.*?)(?: Perhaps .*)?",
@@ -234,6 +243,8 @@ _PARSER_MESSAGES = (
 
 def _one_line(box: str, prog: str) -> str:
     """The parser's framed message as one line."""
+    from lawm_policy.config import nearest
+
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     plain = re.sub(r"[\u2500-\u257f]|-{5,}", " ", plain)  # the frame, also as plain terminals show it
     named = re.findall(r"^ {6}(\S.*?) *$", plain, re.MULTILINE)  # options stand at this depth
@@ -242,6 +253,9 @@ def _one_line(box: str, prog: str) -> str:
     text = re.sub(r"For full helptext.*$", "", text).strip()
     if text.startswith("Required options") and missing:
         text = f"expected {' and '.join(missing)}, found nothing for {'it' if len(missing) == 1 else 'them'}"
+    if match := re.fullmatch(_BAD_CHOICE, text):
+        found, name, known = match[1].strip("'"), match[2], re.findall(r"'(.+?)'", match[3])
+        return f"expected a known {name}, found {found!r}: {nearest(found, known)}"
     for pattern, form in _PARSER_MESSAGES:
         if match := re.fullmatch(pattern, text):
             text = form.format(*match.groups())

@@ -106,7 +106,9 @@ def test_overrides_in_every_spelling(calls: list[Any]) -> None:
         ("fake lawm --data x --rate fast", "expected a number for --rate, found 'fast'"),
         ("fake lawm --data x --demos few", "expected a whole number for --demos, found 'few'"),
         ("fake lawm --data x --share much", "expected a number for --share, found 'much'"),
-        ("fake lawm --data x --mode tail", "expected --mode among 'all', 'head', found 'tail'"),
+        ("fake lawm --data x --mode top", "expected a known --mode, found 'top': choose one of all, head"),
+        ("fake lawm --data x --mode heed", "expected a known --mode, found 'heed': did you mean 'head'?"),
+        ("collect tabeltop --out x", "expected a known suite, found 'tabeltop': did you mean 'tabletop'?"),
         ("fake lawm --data x --steps", "expected a value after --steps, found none"),
         ("fake lawm --data x --steps 3 more", "expected no more arguments, found more"),
         ("fake lawm --data x --train.lr", "expected a value after --train.lr, found none"),
@@ -193,6 +195,15 @@ def test_every_verb_has_a_stage_that_explains_itself(verb: str, capsys: pytest.C
     out = capsys.readouterr().out
     assert f"usage: lawm {verb}" in out
     assert "None" not in out  # an option that may be left out says what happens then
+
+
+def test_descriptions_are_filled(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    assert cli.main(["import", "--help"]) == 0
+    shown = capsys.readouterr().out
+    described = shown[: shown.index("positional arguments")]
+    assert "\n\nlibero: LIBERO's HDF5" in described and "\n\n\n" not in described
+    assert all(len(line) <= 70 for line in described.splitlines())
 
 
 # In a process of its own -----------------------------------------------------------------------

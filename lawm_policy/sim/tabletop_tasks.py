@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lawm_policy.config import nearest
 from lawm_policy.sim.tabletop_scene import BLOCKS, BOWL_RADIUS, BOWLS, DRAWER_FRONT, DRAWER_TRAVEL
 from lawm_policy.types import UserError
 
@@ -242,10 +243,7 @@ def select_tasks(words: str) -> tuple[str, ...]:
         else:
             found = [name for name, task in TASKS.items() if task.kind == word]
         if not found:
-            raise UserError(
-                f"expected all, train, held_out, place, push, drawer, two_step or any of "
-                f"{', '.join(TASKS)}; "
-                f"found {word!r}: choose some of these"
-            )
+            known = ["all", "train", "held_out", *(task.kind for task in TASKS.values()), *TASKS]
+            raise UserError(f"expected tasks of the tabletop, found {word!r}: {nearest(word, {*known})}")
         chosen += [name for name in found if name not in chosen]
     return tuple(chosen)

@@ -116,11 +116,15 @@ def test_videos_are_ordinary_files_without_commands(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"tasks": "juggle"}, "found 'juggle'"),
+        ({"tasks": "juggle"}, "found 'juggle': choose one of all, close_drawer"),
+        ({"tasks": "push_red,open_drawr"}, r"found 'open_drawr': did you mean 'open_drawer'\?"),
+        ({"tasks": ""}, "expected tasks of the tabletop, found ''"),
         ({"embodiment": "arm9"}, "found 'arm9'"),
         ({"embodiment": "arm6,hand"}, "one embodiment"),
         ({"fps": 7, "kind": "videos"}, "--fps 20, 10, 5 or 4"),
         ({"size": 33}, "--size"),
+        ({"size": 0}, "even --size from 16 to 640, found 0"),
+        ({"size": 0, "kind": "videos"}, "even --size from 16 to 640, found 0"),
         ({"episodes": 0}, "at least one episode"),
         ({"seed": 99_999}, "where validation begins"),
         ({"caption_rate": 2.0, "kind": "videos"}, "--caption-rate from 0 to 1"),

@@ -1,7 +1,7 @@
 """`--force`: what lies at `--out` stays there until what replaces it is complete.
 
-The new one is written beside it, to `.NAME.new`. A command that fails or is killed leaves the earlier one as
-it was: `--resume` goes on with the new one, `--force` begins it anew.
+The new one is written beside it, to `.NAME.lawm-new`. A command that fails or is killed leaves the earlier one
+as it was: `--resume` goes on with the new one, `--force` begins it anew.
 """
 
 from __future__ import annotations
@@ -77,4 +77,4 @@ def replacing(out: Path, *, resume: bool, force: bool) -> Iterator[Path]:
 def _places(out: Path) -> tuple[Path, Path, Path]:
     """Of what is there, of what is to replace it, and of the first while they are exchanged."""
     real = out.resolve()  # a link stays one
-    return real, real.with_name(f".{real.name}.new"), real.with_name(f".{real.name}.old")
+    return real, real.with_name(f".{real.name}.lawm-new"), real.with_name(f".{real.name}.lawm-old")

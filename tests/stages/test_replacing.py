@@ -52,7 +52,7 @@ def test_what_fails_leaves_the_earlier_one_and_can_go_on(
 
     for resume in (False, False, True):  # force begins it anew
         fails(resume)
-        assert (out / "it").read_text() == "old" and beside(out) == [".out.new", "out"]
+        assert (out / "it").read_text() == "old" and beside(out) == [".out.lawm-new", "out"]
         assert "out is as it was; what was to replace it is in" in capsys.readouterr().err
     replace(out, resume=True, force=False)
     assert (out / "it").read_text() == "new" and (out / "begun").exists() and beside(out) == ["out"]
@@ -87,7 +87,7 @@ def test_an_exchange_that_was_killed_is_ended(
         replace(out)
     replacing.settle(out)
     assert (out / "it").read_text() == ("old" if moment == 0 else "new")
-    assert beside(out) == ([".out.new", "out"] if moment == 0 else ["out"])
+    assert beside(out) == ([".out.lawm-new", "out"] if moment == 0 else ["out"])
 
 
 def test_what_is_begun_is_neither_forgotten_nor_written_by_two(out: Path) -> None:
@@ -97,7 +97,7 @@ def test_what_is_begun_is_neither_forgotten_nor_written_by_two(out: Path) -> Non
     ):
         replace(out)
     assert folder != out
-    (out.parent / ".out.new").mkdir()
+    (out.parent / ".out.lawm-new").mkdir()
     (out / "it").unlink()
     with pytest.raises(UserError, match=r"found what was to replace .*: add --resume .* or --force"):
         replace(out, force=False)

@@ -1,6 +1,6 @@
 """`--force`: what lies at `--out` stays there until what replaces it is complete.
 
-The new one is written beside it, to `.NAME.lawm-new`. A command that fails or is killed leaves the earlier one
+The new one is written to `.NAME.lawm-new` beside it. A command that fails or is killed leaves the earlier one
 as it was: `--resume` goes on with the new one, `--force` begins it anew.
 """
 

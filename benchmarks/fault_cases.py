@@ -248,7 +248,8 @@ BAD_REQUESTS = (
     Case("page that is a folder", "report {pretrained} --out {empty}", "found the folder"),
     Case("missing evaluation", "compare {missing} {missing}", "missing"),
     Case("a store as evaluation", "compare {store} {demos}", "expected"),
-    Case("missing results", "report {missing} --out {out}", "missing"),
+    Case("missing results", "report {missing} --out {out}.html", "/missing"),
+    Case("page that is no page", "report {pretrained} --out {out}.pdf", "ends in .html"),
 )
 
 

@@ -82,9 +82,7 @@ class Sizes:
     demos: int  # a task, from which the pilot and the tuning draw n
     draws: int  # and from which each seed of the table does
     fifty_tasks: tuple[str, ...]
-    fifty: tuple[
-        int, int
-    ]  # demonstrations a task where they are as many as in publications: learnt, collected
+    fifty: tuple[int, int]  # demonstrations a task, as many as in publications: learnt, collected
     tasks: str  # that are judged
     states: dict[str, int]  # start -> initial states a task in each cell of the table
     val_states: int  # a task: of the pilot and the expert

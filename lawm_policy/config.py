@@ -105,7 +105,8 @@ def refuse_ignored(
     """An override that another key undoes is a mistake; `decides` says, for a key or its section, which."""
     before, after = to_dict(asked), to_dict(became)
     for key in (key.replace("-", "_") for key, _ in overrides):
-        if found := difference({key: value_at(before, key)}, {key: value_at(after, key)}):
+        if told := difference({key: value_at(before, key)}, {key: value_at(after, key)}):
+            found = told.partition(":")[0]
             whose = next(decides[part] for part in decides if f"{found}.".startswith(f"{part}."))
             raise UserError(
                 f"expected {found}={_say(value_at(after, found))}, which follows from {whose}, found "

@@ -195,3 +195,12 @@ def test_difference_names_the_first_key() -> None:
 
 def test_config_dir_holds_the_shipped_recipes() -> None:
     assert (config.config_dir() / "pretrain").is_dir()
+
+
+def test_what_follows_from_another_key_is_refused_with_its_values() -> None:
+    from lawm_policy.stages.finetune import DERIVED, FinetuneConfig, resolve
+
+    asked = config.load_config("default", FinetuneConfig, (("data.size", "96"),), stage="finetune")
+    said = r"expected data\.size=64, which follows from policy\.policy\.size, found 96"
+    with pytest.raises(UserError, match=said):
+        config.refuse_ignored((("data.size", "96"),), asked, resolve(asked, None), DERIVED)

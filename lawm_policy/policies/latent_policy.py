@@ -139,7 +139,7 @@ class LatentPolicy(nn.Module):
             len(self.robot["action_names"]),
         )
         for observation in observations:
-            self._check_words(observation)
+            self._check_complete(observation)
         frames_BVHWC = np.stack([self._views_VHWC(observation) for observation in observations])
         state_BP = np.stack([self._state_P(observation) for observation in observations])
         return Demo(
@@ -151,7 +151,7 @@ class LatentPolicy(nn.Module):
             text=tuple(observation["instruction"] for observation in observations),
         )
 
-    def _check_words(self, observation: Observation) -> None:
+    def _check_complete(self, observation: Observation) -> None:
         missing = [key for key in ("images", "state", "instruction") if key not in observation]
         if missing:
             found = ", ".join(observation) or "nothing"

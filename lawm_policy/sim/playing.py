@@ -102,8 +102,8 @@ def playing(
 def start_of(env: Any) -> str:
     """A mark of the state that an environment is in, to a millimetre, where it has MuJoCo's data: episodes of
     two evaluations are pairs if they began alike."""
-    data = getattr(env, "data", None)
-    return "" if data is None else f"{zlib.crc32((np.round(data.qpos, 3) + 0.0).tobytes()):08x}"  # no -0.0
+    where = getattr(getattr(env, "data", None), "qpos", None)
+    return "" if where is None else f"{zlib.crc32((np.round(where, 3) + 0.0).tobytes()):08x}"  # no -0.0
 
 
 def _felt(env: Any, actor: Seat | Actor) -> list[int] | slice:

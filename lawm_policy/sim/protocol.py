@@ -116,7 +116,8 @@ class Suite:
     - observations with `images` (camera -> (H, W, 3) uint8, centre square) and `state` (P,),
     - `robot_card()`: embodiment, command, rate, state_names and action_names, as in a store,
     - `render_now`, which is set to False while nobody looks: images may then be anything,
-    - for films (`lawm eval --video`) MuJoCo's `data` and a `camera_rig`, as in `tabletop_env.py`."""
+    - MuJoCo's `data`, where it has one: records then say where an episode began,
+    - for films (`lawm eval --video`) that and a `camera_rig`, as in `tabletop_env.py`."""
 
     name: str
     limits: dict[str, int]  # task -> control steps

@@ -58,11 +58,12 @@ def run(args: CollectArgs) -> int:
     check_out(args.out, resume=args.resume, force=args.force, marker=REQUEST)
     made_with = _made_with(args)
     _check_rendering(args)
-    with replacing(args.out, resume=args.resume, force=args.force) as out:
-        _check_request(out, args, made_with)
-        there, errors = _fill(out, args, slots)
-        if not there and out != args.out:
-            shutil.rmtree(out)
+    with replacing(args.out, resume=args.resume, force=args.force) as target:
+        _check_request(target.folder, args, made_with)
+        there, errors = _fill(target.folder, args, slots)
+        target.complete = bool(there) and not errors
+        if not there and target.folder != args.out:
+            shutil.rmtree(target.folder)
     return 1 if errors else 0
 
 

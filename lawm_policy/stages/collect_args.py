@@ -79,7 +79,7 @@ class CollectArgs:
     resume: bool = False
     """Go on where this collection stopped."""
     force: bool = False
-    """Replace an earlier collection, when the new one is complete."""
+    """Replace an earlier collection, when the new one is complete (there has to be room for both)."""
 
     @property
     def pixels(self) -> int:

@@ -157,7 +157,7 @@ def show(found: dict[str, Any]) -> None:
     for letter in ("a", "b"):
         print(f"{letter.upper()}: {', '.join(found[letter])}")
     for line in found["protocols_differ"]:
-        print(f"Other protocols! {line}")
+        print(f"Not alike! {line}")
     console.print(table)
     if any(n["held_out"] for n in found["tasks"].values()):
         print("* held out of pretraining")

@@ -90,7 +90,7 @@ class ImportArgs:
     resume: bool = False
     """Go on with an import that was interrupted, or add what is new."""
     force: bool = False
-    """Replace an existing store, when the new one is complete."""
+    """Replace an existing store, when the new one is complete (there has to be room for both)."""
 
 
 ONLY = {  # options that mean nothing to other kinds
@@ -130,17 +130,18 @@ def run(args: ImportArgs) -> int | None:
     if not plan.episodes:
         raise _nothing(plan, where, failed)
     settle(args.out)
-    fresh = _prepare(args)
-    with replacing(args.out, resume=args.resume, force=args.force) as out:
-        told = _fill(out, args, plan, failed)
+    _prepare(args)
+    with replacing(args.out, resume=args.resume, force=args.force) as target:
+        told, episodes = _fill(target.folder, args, plan, failed)
         imported, present, frames = told["imported"], told["already_there"], told["frames"]
         if not imported and not present:
-            if fresh or out != args.out:
-                shutil.rmtree(out)
+            if not episodes:
+                shutil.rmtree(target.folder)
             raise _nothing(plan, where, failed)
         fps, cameras = plan.shape.fps, list(plan.shape.cameras)
         shape = {"source": where, "fps": fps, "size": args.size, "cameras": cameras}
-        write_json(out / REPORT, {**shape, **told, "failed": failed})
+        write_json(target.folder / REPORT, {**shape, **told, "failed": failed})
+        target.complete = True
     for item in failed:
         print(f"skipped {item['file']}: {item['reason']}")
     there = f", {present} were already there" if present else ""
@@ -151,8 +152,10 @@ def run(args: ImportArgs) -> int | None:
     return 0
 
 
-def _fill(out: Path, args: ImportArgs, plan: Plan, failed: list[dict[str, str]]) -> dict[str, Any]:
-    """Imports into the store at `out`, and adds to `failed`."""
+def _fill(
+    out: Path, args: ImportArgs, plan: Plan, failed: list[dict[str, str]]
+) -> tuple[dict[str, Any], int]:
+    """Imports into the store at `out`, and adds to `failed`; what is told, and the episodes that it holds."""
     shape = plan.shape
     writer = StoreWriter(
         out,
@@ -179,7 +182,8 @@ def _fill(out: Path, args: ImportArgs, plan: Plan, failed: list[dict[str, str]])
             seconds = time.monotonic() - started
             bar.advance(1, note=f"{frames / max(seconds, 1e-9):.0f} frames/s, {len(failed)} unreadable")
     seconds = round(time.monotonic() - started, 2)
-    return {"imported": imported, "already_there": present, "frames": frames, "seconds": seconds}
+    told = {"imported": imported, "already_there": present, "frames": frames, "seconds": seconds}
+    return told, len(writer)
 
 
 def _nothing(plan: Plan, where: str, failed: list[dict[str, str]]) -> UserError:
@@ -226,14 +230,18 @@ def _check_apart(args: ImportArgs) -> None:
 
 def _videos(args: ImportArgs) -> Plan:
     source = args.source[0]
-    episodes = find_videos(source, args.camera, args.views, exclude=args.out)
-    below = {folder for e in episodes for file in e.files.values() for folder in file.parents}
-    for folder in sorted({source, *below}):
-        if folder.is_relative_to(source) and (folder / INFO).is_file():
-            raise UserError(
-                f"expected ordinary videos below {source}, found an episode store at {folder}: give that to "
-                "--data as it is, or to `lawm import lerobot`"
-            )
+    here = source.resolve()
+    if store := next((p for p in (here, *here.parents) if (p / INFO).is_file()), None):
+        raise UserError(
+            f"expected ordinary videos at {source}, found an episode store at {store}: give that to --data "
+            "as it is, or to `lawm import lerobot`"
+        )
+    found = find_videos(source, args.camera, args.views, exclude=args.out)
+    above = [{folder for file in e.files.values() for folder in file.parents} for e in found]
+    stores = {folder for folder in set().union(*above) if (folder / INFO).is_file()}
+    for folder in sorted(stores):
+        say(f"left out: {folder}, an episode store")
+    episodes = [e for e, folders in zip(found, above, strict=True) if not folders & stores]
     if not episodes:
         raise UserError(
             f"expected mp4, webm, avi, mov or mkv below {source}, found none: name another folder"
@@ -310,12 +318,12 @@ def _rate(text: str, episodes: list[SourceEpisode]) -> int:
     return int(text)
 
 
-def _prepare(args: ImportArgs) -> bool:
-    """Refuses an output that is occupied, unless it may be; says whether this run creates it."""
+def _prepare(args: ImportArgs) -> None:
+    """Refuses an output that is occupied, unless it may be."""
     occupied = args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir()))
     check_writable(args.out)
     if not occupied or args.resume:
-        return not occupied
+        return
     if not args.force:
         raise UserError(
             f"expected a new folder, found {args.out}: add --resume to go on or --force to replace it"
@@ -324,7 +332,6 @@ def _prepare(args: ImportArgs) -> bool:
         raise UserError(
             f"expected an episode store at {args.out} to --force, found something else: give another --out"
         )
-    return True
 
 
 Converted = tuple[Any, Path, int, str | None]

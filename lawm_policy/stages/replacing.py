@@ -1,7 +1,7 @@
 """`--force`: what lies at `--out` stays there until what replaces it is complete.
 
-The new one is written to `.NAME.lawm-new` beside it. A command that fails or is killed leaves the earlier one
-as it was: `--resume` goes on with the new one, `--force` begins it anew.
+The new one is written to `.NAME.lawm-new` beside it, so that there has to be room for both. A command that
+fails or is killed leaves the earlier one as it was; `--resume --force` goes on with the new one.
 """
 
 from __future__ import annotations
@@ -30,51 +30,50 @@ def settle(out: Path) -> None:
         shutil.rmtree(old)
 
 
+class Target:
+    """Where to write: `out`, or what is to take its place, which it does when it is `complete`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.complete = False
+
+
 @contextmanager
-def replacing(out: Path, *, resume: bool, force: bool) -> Iterator[Path]:
-    """The folder to write to: `out`, or one beside it where `force` finds something at `out`, or `resume` a
-    replacement that was begun. That takes `out`'s place at the end; who removes it leaves `out` as it was."""
+def replacing(out: Path, *, resume: bool, force: bool) -> Iterator[Target]:
+    """`out` itself, unless `force` finds something there. What removes the folder leaves no trace."""
     real, new, old = _places(out)
-    taken = real.is_dir() and any(real.iterdir())
-    if new.exists() and not (resume or force):
-        raise UserError(
-            f"expected nothing at {new}, found what was to replace {out}: "
-            "add --resume to go on with it or --force to begin anew"
-        )
-    if not (new.exists() if resume else force and taken):
-        if new.exists():
-            shutil.rmtree(new)
-        yield out
+    if not (force and real.is_dir() and any(real.iterdir()) and (new.exists() or not resume)):
+        yield Target(out)
         return
-    if real.is_mount():
-        raise UserError(f"expected a folder that --force can move, found a mount at {out}: empty it yourself")
+    if real.is_mount() or Path.cwd().is_relative_to(real):
+        found = "a mount" if real.is_mount() else "the folder that this was called in"
+        raise UserError(f"expected a folder that --force can move, found {found} at {out}: empty it yourself")
     check_writable(new)
-    lock = StoreLock(real) if real.exists() else None  # against whoever writes to it, or replaces it too
+    lock = StoreLock(real)  # against whoever writes to it, or replaces it too
     try:
-        if resume:
-            say(f"{out}: going on with what is to replace it, in {new}")
-        elif new.exists():
+        if new.exists() and not resume:
             shutil.rmtree(new)
+        target, kept = Target(new), f"; --resume --force goes on with what was to replace it, in {new}"
         try:
-            yield new
+            yield target
         except BaseException:
-            if new.exists() and taken:
-                say(f"{out} is as it was; what was to replace it is in {new}")
+            if new.exists():
+                say(f"{out} is as it was{kept}")
             raise
-        if new.exists():
-            if real.exists():
-                os.replace(real, old)
+        if target.complete:
+            os.replace(real, old)
             os.replace(new, real)
             sync(real.parent)
             settle(out)
-        elif taken:
-            say(f"{out} is as it was")
+        else:
+            say(f"{out} is as it was{kept if new.exists() else ''}")
     finally:
-        if lock is not None:
-            lock.release()
+        lock.release()
 
 
 def _places(out: Path) -> tuple[Path, Path, Path]:
     """Of what is there, of what is to replace it, and of the first while they are exchanged."""
     real = out.resolve()  # a link stays one
+    if not real.name:
+        raise UserError(f"expected a folder with a name for --out, found {out}: give another")
     return real, real.with_name(f".{real.name}.lawm-new"), real.with_name(f".{real.name}.lawm-old")

@@ -78,7 +78,7 @@ def test_pairs_that_did_not_begin_alike_are_refused_or_told(tmp_path, capsys):
         compare.run(CompareArgs(str(a), str(b)))
     capsys.readouterr()
     assert compare.run(CompareArgs(str(a), str(b), across=True)) == 0
-    assert "Other protocols! starts: 1 of 4 that began apart, as pick 200003" in capsys.readouterr().out
+    assert "Not alike! starts: 1 of 4 that began apart, as pick 200003" in capsys.readouterr().out
     for other in (a, unmarked):  # a simulator that cannot tell, or an evaluation of before
         assert compare.compare([a], [other])["protocols_differ"] == []
 
@@ -143,7 +143,7 @@ def test_across_protocols_is_allowed_by_a_flag_and_marked(tmp_path, capsys):
     told = ["execute: 8 and 4", "visuals.distractors: 0 and 2"]
     assert json.loads((tmp_path / "found.json").read_text())["protocols_differ"] == told
     printed = capsys.readouterr().out
-    assert all(f"Other protocols! {line}" in printed for line in told)
+    assert all(f"Not alike! {line}" in printed for line in told)
     assert compare.compare([a], [a], across=True)["protocols_differ"] == []
     assert "Their protocols differ" in printed
     for folder, initial in ((a, "fresh"), (b, "wide:3")):

@@ -173,7 +173,7 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path: Path, capsys: pytest.
             [],
             "found an episode store at {0}/store: give that to --data as it is, or to",
         ),
-        (".", [], "found an episode store at {0}/store: give that to --data as it is"),
+        ("store/videos", [], "found an episode store at {0}/store: give that to --data as it is"),
         ("empty", [], "below {0}/empty, found none: name another folder"),
         ("a.mp4", [], "expected a folder of videos at {0}/a.mp4, found a file: name a folder"),
         (".", ["--fps", "0"], "expected --fps from 1 to 240, or native, found '0': choose one"),
@@ -191,6 +191,16 @@ def test_mistakes_say_what_to_do(
     assert run_import(tmp_path / source, tmp_path / "out", *more) == 2
     told = capsys.readouterr().err.strip()
     assert said.format(tmp_path) in told and "\n" not in told and not (tmp_path / "out").exists()
+
+
+def test_a_store_among_videos_is_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_video(tmp_path / "in" / "a.mp4", STEADY[:6])
+    make_store(tmp_path / "in" / "store", episodes=1, length=2)
+    assert run_import(tmp_path / "in", tmp_path / "out") == 0
+    assert f"left out: {tmp_path / 'in' / 'store'}, an episode store" in capsys.readouterr().err
+    assert [e.source for e in EpisodeStore.open(tmp_path / "out").episodes] == ["a.mp4"]
 
 
 def test_resume_adds_what_is_new_and_force_starts_over(tmp_path: Path) -> None:

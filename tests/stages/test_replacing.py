@@ -21,10 +21,11 @@ def out(tmp_path: Path) -> Path:
 
 def replace(out: Path, text: str = "new", *, resume: bool = False, force: bool = True) -> None:
     replacing.settle(out)
-    with replacing.replacing(out, resume=resume, force=force) as folder:
-        folder.mkdir(exist_ok=True)
-        (folder / "it").write_text(text)
-        assert (out / "it").read_text() == ("old" if folder != out else text)
+    with replacing.replacing(out, resume=resume, force=force) as target:
+        target.folder.mkdir(exist_ok=True)
+        (target.folder / "it").write_text(text)
+        assert (out / "it").read_text() == ("old" if target.folder != out else text)
+        target.complete = True
 
 
 def beside(out: Path) -> list[str]:
@@ -45,22 +46,36 @@ def test_what_fails_leaves_the_earlier_one_and_can_go_on(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(resume: bool) -> None:
-        with pytest.raises(KeyboardInterrupt), replacing.replacing(out, resume=resume, force=True) as folder:
-            folder.mkdir(exist_ok=resume)
-            (folder / "begun").write_text("")
+        with pytest.raises(KeyboardInterrupt), replacing.replacing(out, resume=resume, force=True) as target:
+            target.folder.mkdir(exist_ok=resume)
+            (target.folder / "begun").write_text("")
             raise KeyboardInterrupt
 
     for resume in (False, False, True):  # force begins it anew
         fails(resume)
         assert (out / "it").read_text() == "old" and beside(out) == [".out.lawm-new", "out"]
-        assert "out is as it was; what was to replace it is in" in capsys.readouterr().err
-    replace(out, resume=True, force=False)
+        assert "out is as it was; --resume --force goes on with" in capsys.readouterr().err
+    with replacing.replacing(out, resume=True, force=False) as target:
+        assert target.folder == out, "who only resumes means what is there"
+    replace(out, resume=True)
     assert (out / "it").read_text() == "new" and (out / "begun").exists() and beside(out) == ["out"]
 
 
-def test_what_removes_its_folder_leaves_the_earlier_one(out: Path) -> None:
-    with replacing.replacing(out, resume=False, force=True) as folder:
-        assert folder != out
+def test_what_is_not_complete_replaces_nothing(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder_stays in (False, True):
+        with replacing.replacing(out, resume=False, force=True) as target:
+            if folder_stays:
+                target.folder.mkdir()
+        assert (out / "it").read_text() == "old"
+        assert ("--resume --force goes on" in capsys.readouterr().err) == folder_stays
+    assert beside(out) == [".out.lawm-new", "out"]
+
+
+def test_what_cannot_be_moved_is_refused(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(out)
+    for place, said in ((".", "the folder that this was called in at ."), ("/", "a name for --out, found /")):
+        with pytest.raises(UserError, match=said):
+            replace(Path(place))
     assert (out / "it").read_text() == "old" and beside(out) == ["out"]
 
 
@@ -90,19 +105,13 @@ def test_an_exchange_that_was_killed_is_ended(
     assert beside(out) == ([".out.lawm-new", "out"] if moment == 0 else ["out"])
 
 
-def test_what_is_begun_is_neither_forgotten_nor_written_by_two(out: Path) -> None:
+def test_two_do_not_replace_at_once(out: Path) -> None:
     with (
-        replacing.replacing(out, resume=False, force=True) as folder,
+        replacing.replacing(out, resume=False, force=True) as target,
         pytest.raises(UserError, match="another process writing it"),
     ):
         replace(out)
-    assert folder != out
-    (out.parent / ".out.lawm-new").mkdir()
-    (out / "it").unlink()
-    with pytest.raises(UserError, match=r"found what was to replace .*: add --resume .* or --force"):
-        replace(out, force=False)
-    replace(out)
-    assert beside(out) == ["out"]
+    assert target.folder != out
 
 
 def test_an_import_without_result_replaces_nothing(
@@ -127,7 +136,7 @@ def test_an_import_without_result_replaces_nothing(
         patch.setattr(importing, "_converted", interrupted)
         assert main([*again, "--force"]) == 130
     assert EpisodeStore.open(store).fingerprint == before
-    assert main([*again, "--resume"]) == 0
+    assert main([*again, "--resume", "--force"]) == 0
     assert [e.source for e in EpisodeStore.open(store).episodes] == ["a.mp4", "b.mp4"]
     assert (store / importing.REPORT).exists() and beside(store) == ["bad", "in", "store"]
 
@@ -160,5 +169,5 @@ def test_a_collection_without_result_replaces_nothing(
         with pytest.raises(KeyboardInterrupt):
             run(1, force=True)
     assert files() == before
-    assert run(1, resume=True) == 0
+    assert run(1, resume=True, force=True) == 0
     assert files() != before and beside(out) == ["out"] and not (out / ".lawm").exists()

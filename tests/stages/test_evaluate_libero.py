@@ -98,7 +98,16 @@ def test_another_mujoco_is_refused_or_played_and_told(tmp_path, monkeypatch, cap
     facts.write_text("Metadata-Version: 2.1\nName: mujoco\nVersion: 3.4.0\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     out = tmp_path / "e"
-    command = ["eval", "x", "--suite", "libero_policies:short_suite", "--tasks", "2", "--episodes", "1"]
+    command = [
+        "eval",
+        str(tmp_path / "seen"),
+        "--suite",
+        "libero_policies:short_suite",
+        "--tasks",
+        "2",
+        "--episodes",
+        "1",
+    ]
     command += ["--policy-factory", "libero_policies:ReachDown", "--workers", "0", "--out", str(out)]
     assert cli.main(command) == 2
     err = capsys.readouterr().err

@@ -171,6 +171,14 @@ def test_any_mix_and_automatic_words(tmp_path):
     c = material.evaluation(tmp_path / "c", 0.8, 3, films=False, execute=4)
     text = report.build(report_sources.read([str(a), str(c)]))
     assert "Not comparable: the protocols differ in execute: 8 and 4" in text and "better than" not in text
+    for folder, mark in ((a, "a1"), (b, "b2")):
+        lines = (folder / "episodes.jsonl").read_text().splitlines()
+        told = [json.dumps(json.loads(line) | {"start": mark}) for line in lines]
+        (folder / "episodes.jsonl").write_text("\n".join(told) + "\n")
+    (b / "summary.md").unlink()
+    text = report.build(report_sources.read([str(a), str(b)]))
+    assert re.search(r"Not comparable: of their pairs there are (\d+) of \1 that began apart", text)
+    assert "better than" not in text
 
 
 def test_odd_rows_are_shown_as_they_are(tmp_path):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ from libero_table import table
 from libero_units import FULL, MAIN, QUICK, SLICE, LiberoStudy, Part
 from units import Unit, work_through
 
-SLICES = 2  # units that a pretraining takes
 LONGEST = 45.0  # minutes of a unit
 FIFTY_LONGER = 5  # times the steps of a cell
 STAGES = ("data", "stores", "pilot", "pretrain", "tune")
 # Minutes on one of two cores, both busy, of an Intel Xeon of 2.8 GHz without bf16 (an AMD EPYC takes half as
 # long).
 COLLECT, JOIN, FIT, PLAY, NEW_TASK = 0.13, 0.005, 17.0, 0.1, 0.1
+RECIPE, SUPERVISED = 270.0, 80.0
 
 
 def units(study: LiberoStudy, args: Args) -> Iterator[Unit]:
@@ -102,11 +103,12 @@ def slices(study: LiberoStudy, args: Args, start: str) -> Iterator[Unit]:
     """A pretraining, in units."""
     begin_so = [arm.name for arm in arms(args.recipe) if arm.start == start]
     cells = [f"{where}/{name}" for where in ("*/n*", "fifty/*") for name in begin_so]
-    for k in range(SLICES):
-        last, before = k == SLICES - 1, f"pretrain/{start}/{k - 1}" if k else ""
+    count = ceil((SUPERVISED if start == "supervised" else RECIPE) / SLICE)
+    for k in range(count):
+        last, before = k == count - 1, f"pretrain/{start}/{k - 1}" if k else ""
         yield Unit(
             f"pretrain/{start}/{k}",
-            40,
+            SLICE,
             partial(study.pretraining_slice, start, last),
             before,
             leaves=study.mark(f"pretrain-{start}") if last else study.work / f"pretrain-{start}",
